@@ -1,0 +1,86 @@
+# Two commands, each sufficient on its own in a fresh checkout on a machine with python3 >= 3.11:
+#   make demo        sets up .venv/, trains a translator on real text and translates held-out sentences
+#   make test        sets up .venv/, then runs lint, types and tests
+# And besides:
+#   make test-slow   as make test, and then the tests that take minutes
+#   make setup       sets up .venv/ and nothing else
+#   make clean       removes .venv/ and the caches of the tools
+# Another interpreter: make test PYTHON=python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help setup check-python demo test test-slow clean
+
+PYTHON ?= python3
+VENV := .venv
+checksum = $(shell { $(1); } 2>&1 | cksum | cut -d' ' -f1)
+# The environment belongs to one interpreter and one place, and is ready when the dependencies of today were installed.
+BASE := $(VENV)/base-$(call checksum,$(PYTHON) -VV; pwd)
+READY := $(VENV)/ready-$(call checksum,cat pyproject.toml)
+# There only during an installation: a set-up that was interrupted starts from nothing.
+INSTALLING := $(VENV)/installing
+
+STEPS := 4
+demo: STEPS := 2
+test-slow: STEPS := 5
+setup: STEPS := 1
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: setup
+	@echo "[2/$(STEPS)] Demo: a German-English translator from real text, at most 10 minutes on 2 cores"
+	$(VENV)/bin/python examples/demo_translator.py
+
+test: setup
+	@echo "[2/$(STEPS)] Lint and format"
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	echo "[3/$(STEPS)] Types"
+	$(VENV)/bin/mypy
+	echo "[4/$(STEPS)] Tests"
+	$(VENV)/bin/python -m pytest
+
+test-slow: test
+	@echo "[5/$(STEPS)] Slow tests"
+	$(VENV)/bin/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+
+check-python:
+	@if ! command -v $(PYTHON) > /dev/null; then
+		echo "$(PYTHON) was not found. Install Python 3.11 or newer (Debian: apt install python3 python3-venv)" \
+			"or name an interpreter: make test PYTHON=/path/to/python3" >&2
+		exit 1
+	fi
+	if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+		echo "$$($(PYTHON) --version) is too old: Python 3.11 or newer is needed." \
+			"Install one and name it: make test PYTHON=python3.12" >&2
+		exit 1
+	fi
+	if ! $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null; then
+		echo "$(PYTHON) cannot create virtual environments. On Debian: apt install python3-venv" >&2
+		exit 1
+	fi
+
+setup: check-python
+	@if [ -e $(BASE) ] && [ -e $(READY) ] && [ ! -e $(INSTALLING) ]; then
+		echo "[1/$(STEPS)] Environment: $(VENV)/ is up to date"
+		exit 0
+	fi
+	echo "[1/$(STEPS)] Environment: $(VENV)/ with $$($(PYTHON) --version)"
+	if [ ! -e $(BASE) ] || [ -e $(INSTALLING) ]; then
+		rm -rf $(VENV)
+		$(PYTHON) -m venv $(VENV)
+	fi
+	touch $(INSTALLING)
+	rm -f $(VENV)/ready-*
+	echo "      installing torch, transformers and the tools: at first about 3 GB to download and 6 GB on disk"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[dev,examples]' \
+		| sed --unbuffered --quiet -e 's/^ *\(Downloading .*[0-9] [MG]B)\)/      \1/p' \
+			-e 's/^Installing collected packages.*/      unpacking the packages, which takes longest/p'
+	touch $(BASE) $(READY)
+	rm $(INSTALLING)
