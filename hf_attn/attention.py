@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.masking_utils import (
@@ -20,12 +21,6 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-try:
-    from torch.nn.attention.flex_attention import BlockMask
-except ImportError:  # a torch built without flex attention has no block masks either
-    BlockMask = None
-
 
 # --- the formula ---------------------------------------------------------------------------------------------------
 
@@ -122,13 +117,13 @@ def cross_attention_mask(
     memory: torch.Tensor,
     memory_mask: torch.Tensor | None,
 ):
-    """The mask for (batch, queries, hidden) states that read a (batch, keys, hidden) memory; `memory_mask` as above."""
+    """The mask for (batch, queries, hidden) states that read a (batch, keys, hidden) memory; its mask as above."""
     _give_kernel_a_mask(config)
     return create_bidirectional_mask(config, hidden_states, memory_mask, encoder_hidden_states=memory)
 
 
 def _give_kernel_a_mask(config: PreTrainedConfig) -> None:
-    """transformers hands a kernel registered without a mask function no mask at all, in silence: give it a full one."""
+    """A kernel registered without a mask function would get no mask at all, in silence: give it a full one."""
     if config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping:
         ALL_MASK_ATTENTION_FUNCTIONS.register(config._attn_implementation, _full_mask)
 
@@ -150,7 +145,9 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, config: PreTrainedConfig, is_causal: bool = False, layer_idx: int = 0):
         super().__init__()
         if config.hidden_size % config.num_attention_heads:
-            raise ValueError(f"hidden_size {config.hidden_size} is not a multiple of {config.num_attention_heads} heads")
+            raise ValueError(
+                f"hidden_size {config.hidden_size} is not a multiple of {config.num_attention_heads} heads"
+            )
         self.config = config
         self.is_causal = is_causal  # always set: where it is missing, sdpa takes it for True
         self.layer_idx = layer_idx
@@ -181,13 +178,15 @@ class MultiHeadAttention(nn.Module):
             cache: new keys and values are appended to it, and all that it holds are read.
 
         Returns:
-            (batch, queries, hidden_size), and the weights, (batch, heads, queries, keys), when `output_attentions` asks
-            for them: those of the output under eager; any other kernel makes the output all the same, and the
+            (batch, queries, hidden_size), and the weights, (batch, heads, queries, keys), where `output_attentions`
+            asks for them: those of the output under eager; any other kernel makes the output all the same, and the
             weights are computed a second time.
         """
         output_attentions = kwargs.pop("output_attentions", None)
         q = self._split_heads(self.q_proj(query))
-        if key is None:
+        if key is None or value is None:
+            if cache is None:
+                raise ValueError("there is nothing to read: give key and value, or a cache that holds them")
             k, v = cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
         else:
             k, v = self._split_heads(self.k_proj(key)), self._split_heads(self.v_proj(value))
@@ -206,7 +205,7 @@ class MultiHeadAttention(nn.Module):
         return self.out_proj(attended.flatten(-2)), weights if wants_weights else None
 
     def weights(self, q: torch.Tensor, k: torch.Tensor, attention_mask, queries: list[int] | None = None):
-        """(batch, heads, queries, keys) of projected queries and keys, for the chosen queries only, under any kernel."""
+        """(batch, heads, queries, keys) of projected queries and keys, for chosen queries only, under any kernel."""
         mask = dense_mask(attention_mask, q, k, self.is_causal)
         if queries is not None:
             q = q[:, :, queries]
@@ -230,7 +229,7 @@ def dense_mask(attention_mask, query: torch.Tensor, key: torch.Tensor, is_causal
     queries, keys = query.shape[-2], key.shape[-2]
     if attention_mask is None:
         return causal_mask(queries, keys, query.device) if is_causal and queries > 1 else None
-    if BlockMask is not None and isinstance(attention_mask, BlockMask):
+    if isinstance(attention_mask, BlockMask):
         index = [torch.arange(n, device=query.device) for n in (query.shape[0], query.shape[1], queries, keys)]
         visible = attention_mask.mask_mod
         for dims in ((None, None, None, 0), (None, None, 0, None), (None, 0, None, None), (0, None, None, None)):
@@ -261,7 +260,7 @@ class AttentionRecorder:
 
 
 class AttentionRecord:
-    """What `record_attention` yields; `maps[module name]` is a list with one (batch, heads, queries, keys) a forward."""
+    """What `record_attention` yields: `maps[module name]` lists (batch, heads, queries, keys), one a forward."""
 
     def __init__(self, recorders: dict[str, AttentionRecorder]):
         self._recorders = recorders
@@ -345,8 +344,8 @@ class NonLocalBlock(nn.Module):
         self.phi = nn.Conv2d(channels, inner_channels, kernel_size=1)
         self.g = nn.Conv2d(channels, inner_channels, kernel_size=1)
         self.out = nn.Conv2d(inner_channels, channels, kernel_size=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for parameter in self.out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) → the same shape"""
