@@ -1,0 +1,30 @@
+"""Models small enough for tests, with every norm, bias and table randomised: LayerNorm starts as the identity, and
+freshly initialised models hide errors."""
+
+import torch
+
+from hf_attn import AttnTranslatorConfig, AttnTranslatorForConditionalGeneration
+
+
+def randomise(model: torch.nn.Module, seed: int = 0, std: float = 0.2) -> torch.nn.Module:
+    """Add noise to every parameter of a model, in place, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(std * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter))
+    return model
+
+
+def tiny_translator(seed: int = 0, vocab_size: int = 41, **config_overrides) -> AttnTranslatorForConditionalGeneration:
+    """A 2 + 2 layer translator of width 16 in eval mode."""
+    shape = {
+        "hidden_size": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "dropout": 0.0,
+    }
+    config = AttnTranslatorConfig(vocab_size=vocab_size, **{**shape, **config_overrides})
+    torch.manual_seed(seed)
+    return randomise(AttnTranslatorForConditionalGeneration(config), seed).eval()
