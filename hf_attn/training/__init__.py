@@ -1,0 +1,1 @@
+"""Training a translator: sentence pairs, batches, schedule, averages, scores, report. Never ships to the Hub."""
