@@ -41,7 +41,8 @@ def embed_words(table: nn.Embedding, ids: torch.Tensor | None, embeds: torch.Ten
     """
     given = ids if embeds is None else embeds
     if given is None or (ids is not None and embeds is not None):
-        raise ValueError(f"give token ids or embeddings, exactly one; {'neither' if given is None else 'both'} came")
+        came = "neither" if given is None else "both"
+        raise ValueError(f"give token ids or embeddings, exactly one of the two; {came} came")
     if given.shape[1] == 0:
         raise ValueError(f"empty text: 0 tokens in a batch of {len(given)}; a text of no words still ends in </s>")
     if embeds is not None:

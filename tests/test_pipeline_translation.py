@@ -5,6 +5,7 @@ import itertools
 import datasets
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, pipeline
@@ -345,6 +346,7 @@ def test_layers_heads_and_rows_of_alignments_can_be_chosen():
 
 
 def test_progress_is_shown_when_asked_and_otherwise_only_at_terminals(capfd, monkeypatch):
+    transformers.utils.logging.enable_progress_bar()  # which the command line turns off in its process
     translate = echo()
     translate(["Die Kinder spielen. "] * 2000)
     assert capfd.readouterr() == ("", "")
