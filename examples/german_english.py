@@ -369,9 +369,13 @@ def readme(corpus: Corpus, sources: list[str], max_words: int) -> str:
     )
 
 
+def apt_is_there() -> bool:
+    return bool(shutil.which("apt-get") and shutil.which("dpkg-deb"))
+
+
 def choose_sources(say: Callable[[str], None]) -> list[str]:
     """Debian's texts where there is apt, otherwise those of a wheel."""
-    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+    if apt_is_there():
         say("apt found: LibreOffice help and package descriptions from the machine's Debian mirror")
         return ["lohelp", "ddtp"]
     say("no apt: user interface texts of Home Assistant from pip")

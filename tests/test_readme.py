@@ -1,0 +1,70 @@
+"""README says what is so: its python blocks run, its commands exist, its files are there."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hf_attn.__main__ import app
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^    (hf-attn .*)$", README, re.MULTILINE)
+
+# What would take hours in a block is done for a moment.
+FOR_A_MOMENT = {
+    "max_steps=20000": "max_steps=2, vocab_size=400, model_config={'hidden_size': 16, 'intermediate_size': 16}"
+}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch, translator_directory):
+    """A directory with the files that README names, where the programs run."""
+    shutil.copytree(translator_directory, tmp_path / "runs" / "demo")
+    lines = [f"Das ist Satz {number}.\tThis is sentence {number}.\n" for number in range(30)]
+    (tmp_path / "pairs.tsv").write_text("".join(lines))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_python_blocks_run_one_after_another(workplace, capsys):
+    names: dict[str, object] = {}
+    printed = []
+    for block in PYTHON:
+        for long, short in FOR_A_MOMENT.items():
+            block = block.replace(long, short)
+        exec(compile(block, "README.md", "exec"), names)
+        printed.append(capsys.readouterr().out)
+    assert len(PYTHON) == 6 and all(printed)
+    assert printed[1].count("\n") == 3
+    assert " document" in names["tokenizer"].decode(names["ids"][0])
+    assert (workplace / "runs" / "mine" / "model.safetensors").is_file()
+    assert "torch.Size([1, 2, " in printed[4]
+    assert "torch.Size([1, 64, 14, 14])" in printed[5]
+
+
+def test_what_is_done_for_a_moment_stands_in_readme():
+    assert all(long in README for long in FOR_A_MOMENT)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_commands_are_understood(command):
+    """Every option is one that the command has; the work itself is the subject of test_cli.py."""
+    words = shlex.split(command.split("<")[0])[1:]
+    options = [word for word in words if word.startswith("-")]
+    names = words[: 2 if words[0] in ("train", "evaluate") else 1]
+    explained = CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "200"})
+    assert explained.exit_code == 0
+    assert [option for option in options if option not in explained.stdout] == []
+
+
+def test_the_files_that_readme_names_exist():
+    for name in re.findall(r"`(hf_attn/\w+\.py|tests/\w+\.py|LICENSE)`|\((LICENSE)\)", README):
+        assert (ROOT / "".join(name)).is_file(), name
+    targets = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^    make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", targets, re.MULTILINE), target
