@@ -267,7 +267,7 @@ def test_a_directory_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match=r"is not empty; resume with resume=True \(--resume\), or choose another"):
         train(tmp_path)
-    with pytest.raises(ValueError, match=r"is not empty; there is no training_settings.json to resume from"):
+    with pytest.raises(ValueError, match=r"is not empty; there is no training_settings\.json to resume from"):
         train(tmp_path, resume=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

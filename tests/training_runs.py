@@ -26,6 +26,7 @@ from hf_attn.training.sampler import TranslationCollator
 from hf_attn.training.trainer import TranslatorTrainer, TranslatorTrainingArguments
 from tests.tiny import tiny_translator
 
+COLLATOR = TranslationCollator(SimpleNamespace(pad_token_id=1))
 STEPS = 14
 INTERRUPTED = 3  # exit code
 
@@ -62,8 +63,7 @@ def trainer(directory: Path, gradient_accumulation_steps: int = 2, dropout: floa
         disable_tqdm=True,
     )
     model = tiny_translator(dropout=dropout, attention_dropout=dropout)
-    collator = TranslationCollator(SimpleNamespace(pad_token_id=1))
-    made = TranslatorTrainer(model, arguments, collator, pairs(40, seed=1), pairs(8, seed=2))
+    made = TranslatorTrainer(model, arguments, COLLATOR, pairs(40, seed=1), pairs(8, seed=2))
     made.remove_callback(PrinterCallback)
     return made
 

@@ -5,7 +5,7 @@ from math import ceil
 
 import torch
 from transformers import Seq2SeqTrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_attn.training.optimization import choose_bf16
 
@@ -29,8 +29,8 @@ class TranslatorTrainingArguments(Seq2SeqTrainingArguments):
     warmup_steps: float = field(default=4000, metadata={"help": "Steps until the learning rate is highest."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of Adam."})
     adam_epsilon: float = field(default=1e-9, metadata={"help": "Epsilon of Adam."})
-    bf16: bool | str = field(  # type: ignore[assignment]
-        default="auto", metadata={"help": "True, False, or 'auto': where the hardware has it."}
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Multiply in bfloat16. Left out: where the hardware has it."}
     )
     training_kernel: str = field(
         default="auto", metadata={"help": "Attention kernel of training: 'auto', or a name: 'eager', 'sdpa', ..."}
@@ -59,10 +59,10 @@ class TranslatorTrainingArguments(Seq2SeqTrainingArguments):
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1; leave it out to turn it off")
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         self.use_cpu = self.use_cpu or accelerator is None
-        if self.fp16 and self.bf16 == "auto":
+        if self.fp16 and self.bf16 is None:
             self.bf16 = False
         device = "cpu" if self.use_cpu or accelerator is None else accelerator.type
-        self.bf16, self.precision = choose_bf16(self.bf16, device)
+        self.bf16, self.precision = choose_bf16("auto" if self.bf16 is None else self.bf16, device)
         if self.early_stopping_patience and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
         super().__post_init__()
@@ -77,7 +77,7 @@ class TranslatorTrainingArguments(Seq2SeqTrainingArguments):
         ):
             raise ValueError(
                 "early stopping needs eval_strategy and save_strategy to be the same, 'steps' or 'epoch'; they are "
-                f"'{self.eval_strategy}' and '{self.save_strategy}'"
+                f"{IntervalStrategy(self.eval_strategy).value!r} and {SaveStrategy(self.save_strategy).value!r}"
             )
 
     def _keep_enough_checkpoints(self) -> None:

@@ -61,12 +61,14 @@ def generate_all(
         ids, mask = pad_right([sources[row] for row in rows], padding)
         output = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), **generate_arguments)
         for row, ids_of_row in zip(rows, output[:, 1:].tolist(), strict=True):
-            generated[row] = up_to_end(ids_of_row, end)
+            generated[row] = up_to_end(ids_of_row, end, padding)
         if on_sentences is not None:
             on_sentences(len(rows))
     return generated
 
 
-def up_to_end(ids: list[int], end: int) -> list[int]:
-    """The ids up to and with the first `end`; all of them where there is none."""
-    return ids[: ids.index(end) + 1] if end in ids else ids
+def up_to_end(ids: list[int], end: int, padding: int) -> list[int]:
+    """The ids up to and with the first `end`; where there is none, because they became too long, up to the padding."""
+    if end in ids:
+        return ids[: ids.index(end) + 1]
+    return ids[: ids.index(padding)] if padding in ids else ids

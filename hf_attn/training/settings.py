@@ -83,7 +83,7 @@ class TranslatorSettings:
     early_stopping_patience: int | None = None
     bf16: bool | str = "auto"
     seed: int = 0
-    data_name: str = "sentence pairs of its maker's"  # for the model card
+    data_name: str = "sentence pairs"  # for the model card
     license: str | None = None  # SPDX identifier of the model
 
     def __post_init__(self):
@@ -189,7 +189,8 @@ def _check_room(output_dir: Path, settings: TranslatorSettings) -> None:
     weights = 4 * model.num_parameters()  # float32
     checkpoint = weights * (3 if settings.ema_decay is None else 4)  # with two moments of Adam, and the moving average
     kept = settings.average_last + (settings.early_stopping_patience or 0)
-    needed = (kept + 1) * checkpoint + 2 * weights
+    there = sum(file.stat().st_size for file in output_dir.rglob("*") if file.is_file())
+    needed = (kept + 1) * checkpoint + 2 * weights - there
     existing = next(path for path in (output_dir, *output_dir.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     if free < needed:

@@ -197,6 +197,8 @@ class TranslatorTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self.throughput.report())
+        elif "train_loss" in logs:  # the summary at the end
+            logs["target_tokens"] = self.throughput.report()["target_tokens"]
         # The Trainer computes these from a number of rows per batch that token batches do not have
         meaningless = [name for name in logs if name.endswith("steps_per_second") and not name.startswith("train")]
         for name in meaningless:

@@ -270,8 +270,6 @@ def _trainer(
         disable_tqdm=True,
     )
     arguments.precision = precision
-    if bf16 and arguments.device.type == "cpu":
-        model.set_attn_implementation("eager")  # sdpa's backward pass takes two to four times as long in bfloat16
     trainer = TranslatorTrainer(
         model,
         arguments,
