@@ -9,6 +9,7 @@ from pathlib import Path
 
 from german_english import SOURCES, apt_is_there, prepare_german_english
 from transformers import pipeline
+from transformers.utils import logging
 
 import hf_attn  # registers the translator and pipeline("translation")
 from hf_attn.console import Progress, TrainingProgress, errors_in_one_line, score_lines
@@ -46,6 +47,7 @@ def train(text: str) -> TrainingResult:
             eval_steps=500,
             save_steps=100,
             eval_sentences=100,
+            test_sentences=500,
             data_name=f"{text}, sentences of up to {MAX_WORDS} words",
             resume=RUN.exists(),
             progress=TrainingProgress(progress),
@@ -64,6 +66,7 @@ def show_translations(result: TrainingResult) -> list[int]:
 
 def show_attention(sentence: str) -> Path:
     """Print the best three translations of a sentence; draw where the best one looked."""
+    logging.disable_progress_bar()
     translate = pipeline("translation", model=str(RUN))
     print(f"\n  source   {sentence}")
     best = translate(sentence, n_best=3)
