@@ -7,6 +7,21 @@ gradient clipping and average number of pairs a step. hf_attn runs `TranslatorTr
 `MarianMTModel` in its own `Seq2SeqTrainer` with `DataCollatorForSeq2Seq`. Of the two processes one is always
 stopped: every few seconds the other one goes on, so that both see the same machine. What a process does before its
 first step and after its last (starting, encoding, evaluating) is not counted.
+
+Measured on 2 cores of an AMD EPYC with AVX512-BF16, on the text of the demo, with
+
+    --minutes 2.5 --hidden-size 128 --vocab-size 4000 --tokens 768 --learning-rate 2e-3 --test-sentences 500
+
+2.5 minutes each, 2 threads, bf16, turns of 15 s, 128 wide, 3 + 3 layers, vocabulary 4000
+                                             hf_attn    transformers
+target tokens/s, median of turns               4,392           1,607
+steps                                            999             368
+target tokens seen                           653,919         240,255
+padding in target batches                       2.9%           59.4%
+validation loss, nats per token                4.005           4.477
+BLEU, 503 test sentences                        4.76            1.03
+chrF                                           18.91           12.97
+tokens/s of hf_attn over transformers: median 2.68, quartiles 2.51 to 2.96, 10 pairs of turns
 """
 
 import argparse
@@ -229,8 +244,8 @@ def evaluate(model, tokenizer, options: argparse.Namespace) -> dict:
 
     test = load_from_disk(str(options.work / "test"))
     sample = test.select(range(0, len(test), max(1, len(test) // options.test_sentences)))
-    generated = generate_all(model, sample["input_ids"], 4096, num_beams=1, max_new_tokens=100)
-    references = tokenizer.batch_decode(sample["labels"], skip_special_tokens=True)
+    generated = generate_all(model, sample["input_ids"][:], 4096, num_beams=1, max_new_tokens=100)
+    references = tokenizer.batch_decode(sample["labels"][:], skip_special_tokens=True)
     scores = score_translations(tokenizer.batch_decode(generated, skip_special_tokens=True), references)
     return {"loss": total / count, "bleu": scores["bleu"], "chrf": scores["chrf"], "sentences": len(sample)}
 
