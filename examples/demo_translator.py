@@ -1,6 +1,10 @@
 """From nothing to a translator on this machine: fetch real German-English text, train, translate what was held out.
 
-make demo                               # or, in an environment with hf_attn: python examples/demo_translator.py
+    make demo                     # in an environment with hf_attn: python examples/demo_translator.py
+
+5.5 minutes on 2 CPU cores with AVX512-BF16, five of them training; setting up .venv/ takes about 3 minutes more, once.
+Then: BLEU 25.0, chrF 47.9 on 500 sentences of LibreOffice's help, up to 12 words long, from pages held out. The time
+for training is fixed, so a slower machine takes no longer and learns less.
 """
 
 import sys
