@@ -1,10 +1,18 @@
 """A German-English translator of software texts: the recipe of the demo with more text, a larger model and more time.
 
     python examples/train_translator.py                  # into runs/german_english, 40 minutes of training
+    python examples/train_translator.py --minutes 6 --sentences 200
 
 Fetches LibreOffice's help, Debian's package descriptions and the example sentences of the Ding dictionary, trains a
 4-million-parameter translator, and measures it on each kind of text by itself, in sentences of pages, packages and
 entries that training did not see.
+
+The second command was measured: 7.6 minutes on 2 CPU cores with AVX512-BF16, and on 200 sentences of each kind
+
+    test, all kinds: BLEU 7.1, chrF 21.4, loss 3.999 nats a token
+    lohelp   BLEU  10.2  chrF  27.5
+    ddtp     BLEU   7.0  chrF  23.2
+    ding     BLEU   0.9  chrF  11.4
 """
 
 from pathlib import Path
