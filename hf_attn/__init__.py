@@ -8,6 +8,11 @@ __all__ = [
     "AttnTranslatorConfig",
     "AttnTranslatorForConditionalGeneration",
     "AttnTranslatorModel",
+    "AttnViTBackbone",
+    "AttnViTConfig",
+    "AttnViTForImageClassification",
+    "AttnViTForMaskedImageModeling",
+    "AttnViTModel",
     "MultiHeadAttention",
     "NonLocalBlock",
     "TranslationPipeline",
@@ -22,8 +27,15 @@ if not started_as_command():  # the command line answers --help at once, and doe
 
     from hf_attn.attention import MultiHeadAttention, NonLocalBlock, eager_attention, record_attention
     from hf_attn.configuration_translator import AttnTranslatorConfig
+    from hf_attn.configuration_vit import AttnViTConfig
     from hf_attn.generation_translator import paper_generation_config
     from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
+    from hf_attn.modeling_vit import (
+        AttnViTBackbone,
+        AttnViTForImageClassification,
+        AttnViTForMaskedImageModeling,
+        AttnViTModel,
+    )
     from hf_attn.pipeline_translation import TranslationPipeline
     from hf_attn.registration import register_all
     from hf_attn.tokenization_translator import train_tokenizer

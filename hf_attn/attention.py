@@ -157,6 +157,9 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        # for a model that normalises queries and keys: norms over head_dim (Henry et al. 2020, Dehghani et al. 2023)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
         self.recorders: list[AttentionRecorder] = []
 
     def forward(
@@ -183,13 +186,13 @@ class MultiHeadAttention(nn.Module):
             weights are computed a second time.
         """
         output_attentions = kwargs.pop("output_attentions", None)
-        q = self._split_heads(self.q_proj(query))
+        q = self.q_norm(self._split_heads(self.q_proj(query)))
         if key is None or value is None:
             if cache is None:
                 raise ValueError("there is nothing to read: give key and value, or a cache that holds them")
             k, v = cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
         else:
-            k, v = self._split_heads(self.k_proj(key)), self._split_heads(self.v_proj(value))
+            k, v = self.k_norm(self._split_heads(self.k_proj(key))), self._split_heads(self.v_proj(value))
             if cache is not None:
                 k, v = cache.update(k, v, self.layer_idx)
 

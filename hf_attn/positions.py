@@ -1,6 +1,7 @@
-"""Where a token stands: sinusoids on a line, for any length and any layout a released checkpoint uses."""
+"""Where a token stands: on a line or in a grid, by sinusoids for any length or size, or learned and resampled."""
 
 import torch
+from torch import nn
 
 
 def sinusoids(positions: torch.Tensor, dim: int, layout: str = "interleaved") -> torch.Tensor:
@@ -42,3 +43,68 @@ def token_positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
         (batch, length) whole numbers from 0; padding before the first token counts as 0.
     """
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+
+
+def grid_sinusoids(rows: int, columns: int, dim: int, device: torch.device | str | None = None) -> torch.Tensor:
+    """Sine and cosine waves of the column and of the row of each place in a grid, for any grid (Beyer et al. 2022,
+    "Better plain ViT baselines": big_vision's `posemb_sincos_2d`).
+
+    Returns:
+        (rows, columns, dim) float32: sines then cosines of the column, sines then cosines of the row, a quarter each.
+
+    Raises:
+        ValueError: unless `dim` is a multiple of 4 and at least 8.
+    """
+    if dim % 4 or dim < 8:
+        raise ValueError(f"sinusoids on a grid need a multiple of 4 of at least 8 dimensions, not {dim}")
+    precise = torch.float32 if torch.device(device or "cpu").type == "mps" else torch.float64
+    frequencies = 10000.0 ** -torch.linspace(0, 1, dim // 4, device=device, dtype=precise)
+    waves = []
+    for places in (torch.arange(columns, device=device), torch.arange(rows, device=device)):
+        angles = places.to(precise).unsqueeze(-1) * frequencies  # (places, dim/4)
+        waves.append(torch.cat([angles.sin(), angles.cos()], dim=-1).float())
+    of_columns, of_rows = waves
+    return torch.cat(
+        [
+            of_columns.unsqueeze(0).expand(rows, columns, dim // 2),
+            of_rows.unsqueeze(1).expand(rows, columns, dim // 2),
+        ],
+        dim=-1,
+    )
+
+
+def resample_grid(grid: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Learned positions of one grid as those of another: bicubic, antialiased, computed in float32 at least.
+
+    Args:
+        grid: (old rows, old columns, dim).
+
+    Returns:
+        (rows, columns, dim) in the grid's dtype.
+    """
+    precise = grid.to(torch.promote_types(grid.dtype, torch.float32))
+    resampled = nn.functional.interpolate(
+        precise.permute(2, 0, 1).unsqueeze(0), size=(rows, columns), mode="bicubic", antialias=True
+    )
+    return resampled.squeeze(0).permute(1, 2, 0).to(grid.dtype)
+
+
+def resample_patch_kernel(kernel: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A patch embedding's kernel for patches of another size (Beyer et al. 2023, "FlexiViT", section 3.4).
+
+    A picture resized along with its patches gets the same embeddings, as nearly as can be: the new kernel is the
+    pseudo-inverse of the resizing, transposed, times the old one.
+
+    Args:
+        kernel: (out channels, in channels, old height, old width).
+
+    Returns:
+        (out channels, in channels, height, width) in the kernel's dtype.
+    """
+    old_pixels = kernel.shape[-2] * kernel.shape[-1]
+    pictures = torch.eye(old_pixels, device=kernel.device).unflatten(-1, kernel.shape[-2:]).unsqueeze(1)
+    resized = nn.functional.interpolate(pictures, size=(height, width), mode="bicubic", antialias=True)
+    inverse = torch.linalg.pinv(resized.flatten(1))  # (new pixels, old pixels), from (old pixels, new pixels)
+    precise = kernel.to(torch.promote_types(kernel.dtype, torch.float32)).flatten(-2)
+    resampled = precise @ inverse.to(precise.dtype).T
+    return resampled.unflatten(-1, (height, width)).to(kernel.dtype)

@@ -1,15 +1,45 @@
 """What makes the models known to transformers: `AutoModel.from_pretrained` and `pipeline` find them by name."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+from typing import Any
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    AutoModelForSeq2SeqLM,
+)
 
 from hf_attn.configuration_translator import AttnTranslatorConfig
+from hf_attn.configuration_vit import AttnViTConfig
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
+from hf_attn.modeling_vit import (
+    AttnViTBackbone,
+    AttnViTForImageClassification,
+    AttnViTForMaskedImageModeling,
+    AttnViTModel,
+)
 from hf_attn.pipeline_translation import register_translation_pipeline
+
+MODELS: dict[Any, dict[Any, type]] = {
+    AttnTranslatorConfig: {
+        AutoModel: AttnTranslatorModel,
+        AutoModelForSeq2SeqLM: AttnTranslatorForConditionalGeneration,
+    },
+    AttnViTConfig: {
+        AutoModel: AttnViTModel,
+        AutoModelForImageClassification: AttnViTForImageClassification,
+        AutoModelForMaskedImageModeling: AttnViTForMaskedImageModeling,
+        AutoBackbone: AttnViTBackbone,
+    },
+}
 
 
 def register_all() -> None:
     """Register every model and pipeline of this package; a second time changes nothing."""
-    AutoConfig.register(AttnTranslatorConfig.model_type, AttnTranslatorConfig, exist_ok=True)
-    AutoModel.register(AttnTranslatorConfig, AttnTranslatorModel, exist_ok=True)
-    AutoModelForSeq2SeqLM.register(AttnTranslatorConfig, AttnTranslatorForConditionalGeneration, exist_ok=True)
+    for config, models in MODELS.items():
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        for auto_class, model in models.items():
+            auto_class.register(config, model, exist_ok=True)
     register_translation_pipeline()

@@ -3,7 +3,12 @@ freshly initialised models hide errors."""
 
 import torch
 
-from hf_attn import AttnTranslatorConfig, AttnTranslatorForConditionalGeneration
+from hf_attn import (
+    AttnTranslatorConfig,
+    AttnTranslatorForConditionalGeneration,
+    AttnViTConfig,
+    AttnViTForImageClassification,
+)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0, std: float = 0.2) -> torch.nn.Module:
@@ -28,3 +33,18 @@ def tiny_translator(seed: int = 0, vocab_size: int = 41, **config_overrides) -> 
     config = AttnTranslatorConfig(vocab_size=vocab_size, **{**shape, **config_overrides})
     torch.manual_seed(seed)
     return randomise(AttnTranslatorForConditionalGeneration(config), seed).eval()
+
+
+def tiny_vit(seed: int = 0, **config_overrides) -> AttnViTForImageClassification:
+    """A 2-layer classifier of width 16 for 3 classes of 32x32 pictures in 16 patches, in eval mode."""
+    shape = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "image_size": 32,
+        "patch_size": 8,
+        "num_labels": 3,
+    }
+    torch.manual_seed(seed)
+    return randomise(AttnViTForImageClassification(AttnViTConfig(**{**shape, **config_overrides})), seed).eval()
