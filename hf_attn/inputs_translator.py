@@ -1,9 +1,13 @@
-"""What goes into the translator: ids checked, padding found, targets shifted, words embedded."""
+"""What goes into the translator: ids checked, padding found, targets shifted, words embedded in their places."""
+
+import math
 
 import torch
 from torch import nn
 
+from .configuration_translator import AttnTranslatorConfig
 from .loss_translator import IGNORED
+from .positions import sinusoids, token_positions
 
 
 def padding_mask(ids: torch.Tensor, pad_token_id: int | None) -> torch.Tensor | None:
@@ -49,3 +53,25 @@ def embed_words(table: nn.Embedding, ids: torch.Tensor | None, embeds: torch.Ten
         return embeds
     check_ids(given, table.num_embeddings, "token id")
     return table(given)
+
+
+class WordsInPlaces(nn.Module):
+    """Embedded words, scaled by √hidden_size, plus the sinusoids of their positions, computed for any length."""
+
+    def __init__(self, config: AttnTranslatorConfig):
+        super().__init__()
+        self.scale = math.sqrt(config.hidden_size) if config.scale_embedding else 1.0
+        self.layout = config.position_layout
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, words: torch.Tensor, attention_mask: torch.Tensor | None, seen: int | torch.Tensor = 0
+    ) -> torch.Tensor:
+        """(batch, length, hidden_size) → the same; `seen` positions went before, `attention_mask` covers those too."""
+        length, dim = words.shape[1:]
+        if attention_mask is None or attention_mask.ndim != 2:  # a mask for each query tells no places
+            places = sinusoids(seen + torch.arange(length, device=words.device), dim, self.layout)
+        else:
+            table = sinusoids(torch.arange(attention_mask.shape[-1], device=words.device), dim, self.layout)
+            places = table[token_positions(attention_mask, length)]
+        return self.dropout(words * self.scale + places.to(words.dtype))

@@ -4,7 +4,6 @@ source ids (b, s) → words·√d + sinusoids (b, s, d) → encoder layers → m
 target ids (b, t) → words·√d + sinusoids (b, t, d) → decoder layers, reading the memory too → logits (b, t, vocabulary)
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -28,31 +27,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .attention import MultiHeadAttention, cross_attention_mask, self_attention_mask
 from .configuration_translator import AttnTranslatorConfig
 from .generation_translator import TranslatorGeneration
-from .inputs_translator import check_ids, embed_words, padding_mask, shift_right
+from .inputs_translator import WordsInPlaces, check_ids, embed_words, padding_mask, shift_right
 from .loss_translator import IGNORED, label_smoothed_loss
-from .positions import sinusoids, token_positions
-
-
-class WordsInPlaces(nn.Module):
-    """Embedded words, scaled by √hidden_size, plus the sinusoids of their positions, computed for any length."""
-
-    def __init__(self, config: AttnTranslatorConfig):
-        super().__init__()
-        self.scale = math.sqrt(config.hidden_size) if config.scale_embedding else 1.0
-        self.layout = config.position_layout
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self, words: torch.Tensor, attention_mask: torch.Tensor | None, seen: int | torch.Tensor = 0
-    ) -> torch.Tensor:
-        """(batch, length, hidden_size) → the same; `seen` positions went before, `attention_mask` covers those too."""
-        length, dim = words.shape[1:]
-        if attention_mask is None or attention_mask.ndim != 2:  # a mask for each query tells no places
-            places = sinusoids(seen + torch.arange(length, device=words.device), dim, self.layout)
-        else:
-            table = sinusoids(torch.arange(attention_mask.shape[-1], device=words.device), dim, self.layout)
-            places = table[token_positions(attention_mask, length)]
-        return self.dropout(words * self.scale + places.to(words.dtype))
 
 
 class FeedForward(nn.Module):
