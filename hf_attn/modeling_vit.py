@@ -90,8 +90,11 @@ class ViTLayer(GradientCheckpointingLayer):
         return x + self.drop_path(self.feed_forward_scale(self.dropout(transformed)))
 
 
-class AttentionPooling(nn.Module):
-    """One learned query reads all tokens, then a residual feed-forward (Zhai et al. 2022, "Scaling ViT": MAP head)."""
+class MAPHead(nn.Module):
+    """Multi-head attention pooling: one learned query reads all tokens (Zhai et al. 2022, "Scaling ViT", section 3.1).
+
+    Not named after attention: transformers refuses to change the kernel of models whose file has such a module itself.
+    """
 
     def __init__(self, config: AttnViTConfig):
         super().__init__()
@@ -114,7 +117,7 @@ class AttnViTPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _input_embed_layer = "patch_embedding"
-    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "AttentionPooling"]
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "MAPHead"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -136,7 +139,7 @@ class AttnViTPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
         elif isinstance(module, LayerScale):
             init.constant_(module.weight, module.init_value)
-        elif isinstance(module, AttentionPooling):
+        elif isinstance(module, MAPHead):
             init.normal_(module.query, std=self.config.hidden_size**-0.5)
         elif isinstance(module, ViTEmbeddings):
             self._init_tokens(module)
@@ -165,7 +168,7 @@ class AttnViTModel(AttnViTPreTrainedModel):
         self.embeddings = ViTEmbeddings(config, mask_token)
         self.layers = nn.ModuleList([ViTLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.attention_pooling = AttentionPooling(config) if config.pooling == "attention" else None
+        self.attention_pooling = MAPHead(config) if config.pooling == "attention" else None
         self.gradient_checkpointing = False
         self.post_init()
         maybe_install_capturing_hooks(self)  # before any torch.compile, which cannot trace their installation
