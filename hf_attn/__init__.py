@@ -12,6 +12,7 @@ __all__ = [
     "AttnViTConfig",
     "AttnViTForImageClassification",
     "AttnViTForMaskedImageModeling",
+    "AttnViTImageProcessor",
     "AttnViTModel",
     "MultiHeadAttention",
     "NonLocalBlock",
@@ -29,6 +30,7 @@ if not started_as_command():  # the command line answers --help at once, and doe
     from hf_attn.configuration_translator import AttnTranslatorConfig
     from hf_attn.configuration_vit import AttnViTConfig
     from hf_attn.generation_translator import paper_generation_config
+    from hf_attn.image_processing_vit import AttnViTImageProcessor
     from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
     from hf_attn.modeling_vit import (
         AttnViTBackbone,

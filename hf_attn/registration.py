@@ -5,6 +5,7 @@ from typing import Any
 from transformers import (
     AutoBackbone,
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
@@ -13,6 +14,7 @@ from transformers import (
 
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.configuration_vit import AttnViTConfig
+from hf_attn.image_processing_vit import IMAGE_PROCESSORS
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
 from hf_attn.modeling_vit import (
     AttnViTBackbone,
@@ -42,4 +44,5 @@ def register_all() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         for auto_class, model in models.items():
             auto_class.register(config, model, exist_ok=True)
+    AutoImageProcessor.register(AttnViTConfig, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
     register_translation_pipeline()

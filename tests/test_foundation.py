@@ -20,16 +20,20 @@ from hf_attn.environment import check_torchvision
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_attn"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIREMENTS = {re.sub("-", "_", Requirement(line).name): Requirement(line) for line in PROJECT["dependencies"]}
+IMPORTED_AS = {"pillow": "PIL"}
+REQUIREMENTS = {
+    IMPORTED_AS.get(requirement.name, requirement.name.replace("-", "_")): requirement
+    for requirement in map(Requirement, PROJECT["dependencies"])
+}
 
 # From the lowest up. What is not in STAY_HERE travels to the Hub with a model or its pipeline.
 FLOORS = (
-    r"attention|positions|environment|visualization",
-    r"(configuration|modeling|generation|inputs|loss|tokenization)_\w+",
+    r"attention|positions|environment|visualization|rollout",
+    r"(configuration|modeling|generation|inputs|loss|tokenization|image_processing)_\w+",
     r"pipeline_\w+|training/\w+",
-    r"__init__|__main__|console|registration",
+    r"__init__|__main__|console|registration|commands_\w+",
 )
-STAY_HERE = re.compile(r"environment|visualization|training/\w+|" + FLOORS[3])
+STAY_HERE = re.compile(r"environment|visualization|rollout|training/\w+|" + FLOORS[3])
 
 
 def modules() -> list[str]:

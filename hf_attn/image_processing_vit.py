@@ -1,0 +1,355 @@
+"""Pictures of any kind and size become the batch that the model reads.
+
+picture → upright, RGB or grey → resize → centre crop → 0..255 to 0..1 → (value - mean) / std → (batch, channels, h, w)
+
+Two backends do the same within one grey level: PIL, the default, bit for bit what torchvision's and timm's evaluation
+transforms make of PIL pictures; and torch, which resizes pictures of one shape as one batch, on their own device.
+Neither needs torchvision.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.image_processing_base import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .image_processing_conversion import from_timm_settings, from_transformers_settings
+from .image_processing_inputs import Picture, list_pictures, read_picture
+from .image_processing_resize import (
+    CROP_OFFSETS,
+    RESAMPLING,
+    RESIZE_MODES,
+    center_crop,
+    resize_with_pil,
+    resize_with_torch,
+    resized_size,
+    size_before_crop,
+    to_tensor,
+)
+
+SETTINGS = (
+    "background",
+    "crop_offset",
+    "crop_pct",
+    "do_normalize",
+    "do_rescale",
+    "do_resize",
+    "image_mean",
+    "image_std",
+    "num_channels",
+    "resample",
+    "resize_mode",
+    "size",
+)
+BOOKKEEPING = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")  # in files beside them
+
+
+class AttnViTImageProcessor(BaseImageProcessor):
+    """Prepares pictures with PIL.
+
+    Each argument is also the name of an attribute, of an entry in preprocessor_config.json, and of an argument of the
+    call, for that call alone. The defaults are those of google/vit-base-patch16-224, the paper's model.
+
+    Args:
+        size: of the pictures that come out: {"height", "width"}, (height, width), or one number for a square. None
+            leaves pictures as large as they are, and so does do_resize=False.
+        resize_mode: "exact" changes the proportions (transformers' ViT and DeiT; "squash" in timm); "shortest_edge"
+            keeps them and cuts off what is too long ("center" in timm; DINOv2); "longest_edge" keeps them and fills
+            what is too short with the mean ("border" in timm).
+        crop_pct: how much of the resized picture's edges the centre crop keeps, above 0 and up to 1.
+        crop_offset: where that crop cannot be exactly in the middle, half a pixel goes to the even neighbour with
+            "round" (torchvision, timm), up and left with "floor" (transformers).
+        resample: "nearest", "bilinear", "bicubic", "lanczos", or PIL's number of one of them.
+        do_rescale: bring grey levels 0..255 and 16-bit levels to 0..1. Floats in [0, 1] are there already, and False
+            refuses anything else.
+        image_mean, image_std: of values in 0..1, one number or one for each channel.
+        num_channels: 3 for RGB, 1 for grey; pictures are converted.
+        background: three grey levels to lay under transparent pictures. None drops the transparency, as PIL,
+            torchvision, timm and transformers' pipelines do.
+
+    Raises:
+        ValueError: for a setting that is unknown or out of range.
+    """
+
+    model_input_names = ["pixel_values"]
+    backend = "pil"
+
+    def __init__(
+        self,
+        *,
+        size: int | Sequence[int] | Mapping[str, int] | None = 224,
+        do_resize: bool = True,
+        resize_mode: str = "exact",
+        crop_pct: float = 1.0,
+        crop_offset: str = "round",
+        resample: int | str = "bilinear",
+        do_rescale: bool = True,
+        do_normalize: bool = True,
+        image_mean: float | Sequence[float] = 0.5,
+        image_std: float | Sequence[float] = 0.5,
+        num_channels: int = 3,
+        background: Sequence[int] | None = None,
+        **bookkeeping: Any,
+    ) -> None:
+        super().__init__()
+        unknown = sorted(set(bookkeeping) - set(BOOKKEEPING))
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no setting {', '.join(unknown)}; it has {', '.join(SETTINGS)}. Settings "
+                "of transformers' own processors are translated by from_transformers, those of timm by from_timm"
+            )
+        if num_channels not in (1, 3):
+            raise ValueError(f"num_channels {num_channels!r} must be 3 for RGB or 1 for grey")
+        if not 0 < crop_pct <= 1:
+            raise ValueError(f"crop_pct {crop_pct!r} must be above 0 and at most 1: 0.9 keeps 90 % of each edge")
+        self.size = _size(size)
+        self.do_resize = _choice("do_resize", do_resize, (True, False))
+        self.resize_mode = _choice("resize_mode", resize_mode, RESIZE_MODES)
+        self.crop_pct = crop_pct
+        self.crop_offset = _choice("crop_offset", crop_offset, CROP_OFFSETS)
+        self.resample = _resampling(resample)
+        self.do_rescale = _choice("do_rescale", do_rescale, (True, False))
+        self.do_normalize = _choice("do_normalize", do_normalize, (True, False))
+        self.image_mean = _by_channel("image_mean", image_mean, num_channels)
+        self.image_std = _by_channel("image_std", image_std, num_channels)
+        if not all(deviation > 0 for deviation in self.image_std):
+            raise ValueError(f"image_std {self.image_std} must be above 0: values are divided by it")
+        self.num_channels = num_channels
+        self.background = _background(background)
+
+    @classmethod
+    def from_timm(cls, data_config: Mapping[str, Any]) -> "AttnViTImageProcessor":
+        """The evaluation transform of `timm.data.create_transform(**data_config)`.
+
+        Args:
+            data_config: of `timm.data.resolve_data_config`, or a model's `pretrained_cfg`; of its entries only
+                input_size, interpolation, mean, std, crop_pct and crop_mode count.
+        """
+        return cls(**from_timm_settings(data_config))
+
+    @classmethod
+    def from_transformers(cls, settings: Mapping[str, Any]) -> "AttnViTImageProcessor":
+        """The same as transformers' ViTImageProcessor, DeiTImageProcessor or BitImageProcessor (DINOv2).
+
+        Args:
+            settings: the `to_dict()` of one, or its preprocessor_config.json.
+
+        Raises:
+            ValueError: for a setting that this processor cannot express.
+        """
+        return cls(**from_transformers_settings(settings))
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Built from what a file holds, ours or one of transformers' own, with the settings in `kwargs` instead.
+
+        Called by `from_pretrained`; other `kwargs` are not ours, and `return_unused_kwargs=True` gives them back.
+        """
+        return_unused = kwargs.pop("return_unused_kwargs", False)
+        kind = image_processor_dict.get("image_processor_type", AttnViTImageProcessor.__name__)
+        if kind != AttnViTImageProcessor.__name__:
+            image_processor_dict = from_transformers_settings(image_processor_dict)
+        changes = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
+        processor = cls(**{**image_processor_dict, **changes})
+        return (processor, kwargs) if return_unused else processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """What preprocessor_config.json holds. It names this class whatever the backend, which the reader chooses."""
+        stored = {name: getattr(self, name) for name in SETTINGS}
+        stored["resample"] = int(self.resample)
+        stored["image_processor_type"] = AttnViTImageProcessor.__name__
+        if self._auto_class is not None:  # set by register_for_auto_class: the code is saved beside the file
+            module = type(self).__module__.rsplit(".", 1)[-1]
+            stored["auto_map"] = {
+                self._auto_class: {name: f"{module}.{kind.__name__}" for name, kind in IMAGE_PROCESSORS.items()}
+            }
+        return stored
+
+    def preprocess(
+        self,
+        images: Any,
+        return_tensors: str | None = None,
+        input_data_format: str | None = None,
+        device: str | torch.device | None = None,
+        **settings: Any,
+    ) -> BatchFeature:
+        """Prepare one picture or many; this is what calling the processor does.
+
+        Args:
+            images: a picture, a batch of them, or a list, also of lists; a picture may be a path, a PIL picture, an
+                array or a tensor, of any size.
+            return_tensors: "pt" or "np"; None gives a list of tensors, which may differ in size.
+            input_data_format: "channels_first" or "channels_last", of arrays whose shape leaves it open.
+            device: where the tensors shall lie; without it, where the pictures do.
+            settings: for this call alone, see the class.
+
+        Returns:
+            `pixel_values` (batch, channels, height, width), float32.
+
+        Raises:
+            ValueError: if a picture cannot be used, or sizes differ that should be one batch.
+        """
+        if settings:
+            changed = type(self)(**{**{name: getattr(self, name) for name in SETTINGS}, **settings})
+            return changed.preprocess(images, return_tensors, input_data_format, device)
+        pictures = [
+            self._checked(read_picture(image, self.num_channels, self.background, input_data_format))
+            for image in list_pictures(images)
+        ]
+        if self.do_resize and self.size is not None:
+            resized = self._resize(pictures, (self.size["height"], self.size["width"]), device)
+        else:
+            resized = [to_tensor(picture) for picture in pictures]
+        if return_tensors is None:
+            return BatchFeature({"pixel_values": list(self._standardized(resized, device))})
+        _check_equal_sizes(resized)
+        return BatchFeature({"pixel_values": self._standardized(resized, device)}, tensor_type=return_tensors)
+
+    def _checked(self, picture: Picture) -> Picture:
+        levels = isinstance(picture, Image.Image) or picture.dtype == torch.uint8
+        if levels and not self.do_rescale:
+            raise ValueError(
+                "do_rescale=False takes pictures that are floats in [0, 1] already, and this one has grey levels 0 to "
+                "255; leave do_rescale as it is (True), which does not rescale floats in [0, 1] again"
+            )
+        return picture
+
+    def _resize(
+        self, pictures: list[Picture], size: tuple[int, int], device: str | torch.device | None
+    ) -> list[torch.Tensor]:
+        """Each (channels, *size), uint8 or float32 in [0, 1]."""
+        resized = []
+        for picture in pictures:
+            if isinstance(picture, torch.Tensor) and picture.device.type != "cpu":
+                raise ValueError(
+                    f"picture on {picture.device}: PIL works on the CPU; load the processor with backend='torch', or "
+                    "give picture.cpu()"
+                )
+            height, width = picture.shape[1:] if isinstance(picture, torch.Tensor) else picture.size[::-1]
+            target = resized_size((height, width), size_before_crop(size, self.crop_pct), self.resize_mode)
+            resized.append(self._crop(resize_with_pil(picture, target, self.resample), size))
+        return resized
+
+    def _crop(self, pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """(..., channels, *size) of (..., channels, height, width)."""
+        fill = torch.tensor(self.image_mean)
+        if not pictures.is_floating_point():
+            fill = torch.tensor([round(255 * mean) for mean in self.image_mean])
+        return center_crop(pictures, size, fill, self.crop_offset)
+
+    def _standardized(self, pictures: list[torch.Tensor], device: str | torch.device | None) -> Any:
+        """Float32 values: one batch where all pictures have one shape, else a list."""
+        groups = same_shape(pictures)
+        standardized: list[torch.Tensor] = list(pictures)
+        for places in groups:
+            batch = torch.stack([pictures[place] for place in places]).to(device)
+            batch = batch.float().div_(255) if batch.dtype == torch.uint8 else batch
+            if self.do_normalize:
+                mean = torch.tensor(self.image_mean, device=batch.device).view(-1, 1, 1)
+                std = torch.tensor(self.image_std, device=batch.device).view(-1, 1, 1)
+                batch = batch.sub_(mean).div_(std)
+            if len(groups) == 1:
+                return batch
+            for place, picture in zip(places, batch, strict=True):
+                standardized[place] = picture
+        return standardized
+
+
+class AttnViTImageProcessorTorch(AttnViTImageProcessor):
+    """`AttnViTImageProcessor` with torch: pictures of one shape are resized as one batch, on the device they are on.
+
+    On a CPU it is about as fast as PIL for bilinear resizing, and half as fast for bicubic resizing of photographs.
+    """
+
+    backend = "torch"
+
+    def _resize(
+        self, pictures: list[Picture], size: tuple[int, int], device: str | torch.device | None
+    ) -> list[torch.Tensor]:
+        tensors = [to_tensor(picture).to(device) for picture in pictures]
+        resized = list(tensors)
+        for places in same_shape(tensors):
+            batch = torch.stack([tensors[place] for place in places])
+            height, width = batch.shape[-2:]
+            target = resized_size((height, width), size_before_crop(size, self.crop_pct), self.resize_mode)
+            batch = self._crop(resize_with_torch(batch, target, self.resample), size)
+            for place, picture in zip(places, batch, strict=True):
+                resized[place] = picture
+        return resized
+
+
+# For AutoImageProcessor.register. Where torchvision is installed, transformers asks for "torchvision" unless told
+# otherwise; answering with the default keeps results independent of what else is installed, without a message.
+IMAGE_PROCESSORS = {
+    "pil": AttnViTImageProcessor,
+    "torchvision": AttnViTImageProcessor,
+    "torch": AttnViTImageProcessorTorch,
+}
+
+
+def same_shape(pictures: Sequence[torch.Tensor]) -> list[list[int]]:
+    """The places of the pictures that can be stacked, group by group."""
+    groups: dict[Any, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        groups.setdefault((picture.shape, picture.dtype, picture.device), []).append(place)
+    return list(groups.values())
+
+
+def _check_equal_sizes(pictures: Sequence[torch.Tensor]) -> None:
+    sizes = sorted({tuple(picture.shape[1:]) for picture in pictures})
+    if len(sizes) > 1:
+        named = ", ".join(f"{height}x{width}" for height, width in sizes[:5]) + (", ..." if len(sizes) > 5 else "")
+        raise ValueError(
+            f"pictures of {len(sizes)} sizes ({named}, height x width) do not fit into one tensor; give a size to "
+            "resize them to, or leave return_tensors out"
+        )
+
+
+def _choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name} {value!r} is unknown; it must be one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def _size(size: Any) -> dict[str, int] | None:
+    if size is None:
+        return None
+    if isinstance(size, Mapping) and set(size) == {"height", "width"}:
+        edges = [size["height"], size["width"]]
+    elif isinstance(size, Sequence) and not isinstance(size, str):
+        edges = list(size)
+    else:
+        edges = [size, size]
+    if len(edges) != 2 or not all(type(edge) is int and edge > 0 for edge in edges):
+        raise ValueError(
+            f"size {size!r} must be a whole number above 0, a pair (height, width) of them, or "
+            "{'height': ..., 'width': ...}; proportions are kept by resize_mode='shortest_edge' or 'longest_edge'"
+        )
+    return {"height": edges[0], "width": edges[1]}
+
+
+def _resampling(resample: Any) -> Image.Resampling:
+    for known in RESAMPLING:
+        if resample in (known, known.name.lower()) and not isinstance(resample, bool):
+            return known
+    names = ", ".join(f"'{known.name.lower()}' ({int(known)})" for known in RESAMPLING)
+    raise ValueError(f"resample {resample!r} is unknown; it must be one of {names}")
+
+
+def _by_channel(name: str, values: Any, num_channels: int) -> list[float]:
+    values = list(values) if isinstance(values, Sequence) else [values] * num_channels
+    if len(values) != num_channels or not all(isinstance(value, (int, float)) for value in values):
+        raise ValueError(f"{name} {values} must be one number, or {num_channels}, one for each of num_channels")
+    return [float(value) for value in values]
+
+
+def _background(levels: Sequence[int] | None) -> list[int] | None:
+    if levels is None:
+        return None
+    if len(levels) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in levels):
+        raise ValueError(
+            f"background {levels!r} must be three grey levels from 0 to 255, as [255, 255, 255] for white"
+        )
+    return list(levels)
