@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from transformers import HfArgumentParser
 
-from hf_attn.training.arguments import TranslatorTrainingArguments
+from hf_attn.training.arguments import TranslatorTrainingArguments, ViTTrainingArguments
 from hf_attn.training.optimization import bf16_hardware
 
 
@@ -18,6 +18,15 @@ def test_the_defaults_are_the_optimizer_of_the_paper(tmp_path):
     assert (made.adam_beta1, made.adam_beta2, made.adam_epsilon) == (0.9, 0.98, 1e-9)
     assert (made.noam_factor, made.warmup_steps, made.average_last) == (1.0, 4000, 5)
     assert made.weight_decay == 0 and made.lr_scheduler_kwargs is None
+
+
+def test_the_defaults_are_the_recipe_of_big_vision(tmp_path):
+    made = ViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert (made.learning_rate, made.weight_decay * made.learning_rate, made.max_grad_norm) == (1e-3, 1e-4, 1.0)
+    assert (made.adam_beta1, made.adam_beta2, made.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert (made.lr_scheduler_type, made.warmup_steps, made.learning_rate_floor) == ("cosine", 0.05, 0.0)
+    assert (made.layer_decay, made.ema_decay, made.average_last, made.save_total_limit) == (1.0, None, 1, 1)
+    assert made.remove_unused_columns is False and made.logging_nan_inf_filter is False
 
 
 def test_the_number_format_is_chosen_and_explained(tmp_path):
@@ -58,6 +67,10 @@ def test_a_command_line_can_be_parsed(tmp_path):
         ["--output_dir", str(tmp_path), "--use_cpu", "--max_tokens_per_batch", "777", "--ema_decay", "0.9"]
     )
     assert made.max_tokens_per_batch == 777 and made.ema_decay == 0.9
+    (made,) = HfArgumentParser(ViTTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--use_cpu", "--layer_decay", "0.75", "--lr_scheduler_type", "linear"]
+    )
+    assert made.layer_decay == 0.75 and made.lr_scheduler_type == "linear"
 
 
 def test_a_copy_is_the_same(tmp_path):
@@ -79,3 +92,17 @@ def test_a_copy_is_the_same(tmp_path):
 def test_arguments_that_do_not_fit_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_decay": 0.0}, "layer_decay 0.0 is not above 0 and at most 1"),
+        ({"layer_decay": 1.5}, "layer_decay 1.5 is not above 0 and at most 1"),
+        ({"learning_rate_floor": -0.5}, "learning_rate_floor -0.5 is not from 0 to 1"),
+        ({"average_last": 0}, "average_last 0 is not at least 1"),
+    ],
+)
+def test_arguments_of_a_vit_that_do_not_fit_are_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **changes)

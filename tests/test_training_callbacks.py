@@ -30,6 +30,12 @@ class Clock:
         return self.now
 
 
+def step_ends(callback, arguments, control) -> None:
+    """What the Trainer tells a callback at the end of a step."""
+    callback.on_optimizer_step(arguments, TrainerState(), control)
+    callback.on_step_end(arguments, TrainerState(), control)
+
+
 @pytest.fixture
 def arguments(tmp_path) -> TrainingArguments:
     return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="steps", eval_steps=5)
@@ -90,7 +96,7 @@ def test_the_time_limit_counts_the_parts_of_a_resumed_run(arguments):
     limit = TimeLimit(2, clock)
     limit.on_train_begin(arguments, TrainerState(), control)
     clock.now = 90
-    limit.on_step_end(arguments, TrainerState(), control)
+    step_ends(limit, arguments, control)
     assert not control.should_training_stop
     saved = limit.state()
 
@@ -101,10 +107,10 @@ def test_the_time_limit_counts_the_parts_of_a_resumed_run(arguments):
         setattr(limit, name, value)
     limit.on_train_begin(arguments, TrainerState(), control)
     clock.now = 1029
-    limit.on_step_end(arguments, TrainerState(), control)
+    step_ends(limit, arguments, control)
     assert not control.should_training_stop
     clock.now = 1030
-    limit.on_step_end(arguments, TrainerState(), control)
+    step_ends(limit, arguments, control)
     assert control.should_training_stop and control.should_save and control.should_evaluate
 
 
@@ -112,6 +118,16 @@ def test_a_run_whose_time_was_up_does_not_go_on(arguments):
     limit, control = TimeLimit(2, Clock()), TrainerControl()
     limit.seconds_before = 120.0
     limit.on_train_begin(arguments, TrainerState(), control)
+    assert control.should_training_stop
+
+
+def test_a_limit_shorter_than_a_step_leaves_time_for_one(arguments):
+    clock, control = Clock(), TrainerControl()
+    limit = TimeLimit(1e-9, clock)
+    limit.on_train_begin(arguments, TrainerState(), control)
+    assert not control.should_training_stop
+    clock.now = 1
+    step_ends(limit, arguments, control)
     assert control.should_training_stop
 
 
@@ -161,7 +177,7 @@ def test_an_interruption_says_where_to_go_on(tmp_path):
 
 def test_throughput_does_not_count_pauses(arguments):
     clock = Clock()
-    throughput = Throughput(clock)
+    throughput = Throughput("pictures", clock)
     throughput.on_train_begin(arguments, TrainerState(), TrainerControl())
     throughput.add(torch.tensor(300))
     clock.now = 2
@@ -170,16 +186,16 @@ def test_throughput_does_not_count_pauses(arguments):
         saved = throughput.state()
     throughput.add(100)
     clock.now = 51
-    assert throughput.report() == {"target_tokens": 400, "target_tokens_per_second": pytest.approx(400 / 3)}
+    assert throughput.report() == {"pictures": 400, "pictures_per_second": pytest.approx(400 / 3)}
     throughput.add(60)
     clock.now = 53
-    assert throughput.report() == {"target_tokens": 460, "target_tokens_per_second": pytest.approx(30)}
+    assert throughput.report() == {"pictures": 460, "pictures_per_second": pytest.approx(30)}
     throughput.on_train_end(arguments, TrainerState(), TrainerControl())
     clock.now = 1000
     with throughput.paused():
         clock.now = 2000
     assert throughput.seconds == 5
-    assert saved["attributes"] == {"tokens": 300, "seconds": 2.0}
+    assert saved == {"args": {"unit": "pictures"}, "attributes": {"count": 300, "seconds": 2.0}}
 
 
 def test_progress_tells_steps_or_minutes_whichever_ends_first(arguments):
@@ -189,6 +205,7 @@ def test_progress_tells_steps_or_minutes_whichever_ends_first(arguments):
     progress = Progress(events.append, limit)
     progress.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": 2.5, "words": "no number"})
     clock.now = 60
+    limit.on_optimizer_step(arguments, TrainerState(), TrainerControl())
     for step in (50, 5):
         progress.on_step_end(arguments, TrainerState(global_step=step, max_steps=100), TrainerControl())
     assert [(event.stage, event.done, event.total, event.unit) for event in events] == [

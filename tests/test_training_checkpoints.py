@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.utils import logging
 
 from hf_attn.training import checkpoints
@@ -35,6 +35,10 @@ def save(directory: Path, **overrides) -> Path:
     return directory
 
 
+def load_average(directories: list[Path], output: Path) -> PreTrainedModel:
+    return AutoModelForSeq2SeqLM.from_pretrained(average_checkpoints(directories, output, AutoModelForSeq2SeqLM))
+
+
 # Averaging
 
 
@@ -43,7 +47,7 @@ def save(directory: Path, **overrides) -> Path:
 )
 def test_the_average_is_the_mean_of_the_weights(tmp_path, config):
     saved = [save(tmp_path / str(seed), seed=seed, **config) for seed in range(3)]
-    average = AutoModelForSeq2SeqLM.from_pretrained(average_checkpoints(saved, tmp_path / "average")).state_dict()
+    average = load_average(saved, tmp_path / "average").state_dict()
     states = [AutoModelForSeq2SeqLM.from_pretrained(path).state_dict() for path in saved]
     for name, value in average.items():
         expected = torch.stack([state[name] for state in states]).double().mean(0).float()
@@ -52,13 +56,13 @@ def test_the_average_is_the_mean_of_the_weights(tmp_path, config):
 
 def test_tied_weights_stay_tied(tmp_path):
     saved = [save(tmp_path / str(seed), seed=seed) for seed in range(2)]
-    model = AutoModelForSeq2SeqLM.from_pretrained(average_checkpoints(saved, tmp_path / "average"))
+    model = load_average(saved, tmp_path / "average")
     assert model.lm_head.weight is model.model.encoder.embed_tokens.weight is model.model.decoder.embed_tokens.weight
 
 
 def test_the_average_of_one_is_itself_and_keeps_its_type(tmp_path):
     tiny_translator().bfloat16().save_pretrained(tmp_path / "one")
-    average_checkpoints([tmp_path / "one"], tmp_path / "average")
+    average_checkpoints([tmp_path / "one"], tmp_path / "average", AutoModelForSeq2SeqLM)
     one, average = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "average"))
     assert one.keys() == average.keys()
     assert all(torch.equal(one[name], average[name]) and average[name].dtype == torch.bfloat16 for name in one)
@@ -69,7 +73,7 @@ def test_many_low_precision_weights_are_summed_in_high_precision(tmp_path):
     for seed in range(20):
         tiny_translator(seed=seed).bfloat16().save_pretrained(tmp_path / str(seed))
         saved.append(tmp_path / str(seed))
-    average = load_file(average_checkpoints(saved, tmp_path / "average") / "model.safetensors")
+    average = load_file(average_checkpoints(saved, tmp_path / "average", AutoModelForSeq2SeqLM) / "model.safetensors")
     weights = [load_file(path / "model.safetensors") for path in saved]
     for name, value in average.items():
         expected = torch.stack([each[name].double() for each in weights]).mean(0)
@@ -80,7 +84,7 @@ def test_the_generation_settings_travel_with_the_average(tmp_path):
     model = tiny_translator()
     model.generation_config.update(num_beams=4, gnmt_alpha=0.6)
     model.save_pretrained(tmp_path / "one")
-    average = AutoModelForSeq2SeqLM.from_pretrained(average_checkpoints([tmp_path / "one"], tmp_path / "average"))
+    average = load_average([tmp_path / "one"], tmp_path / "average")
     assert average.generation_config.num_beams == 4 and average.generation_config.gnmt_alpha == 0.6
 
 
@@ -95,16 +99,16 @@ def test_the_generation_settings_travel_with_the_average(tmp_path):
 def test_models_of_different_shapes_are_refused(tmp_path, other, message):
     saved = [save(tmp_path / "one"), save(tmp_path / "two", **other)]
     with pytest.raises(ValueError, match=message):
-        average_checkpoints(saved, tmp_path / "average")
+        average_checkpoints(saved, tmp_path / "average", AutoModelForSeq2SeqLM)
     assert names(tmp_path) == ["one", "two"]
 
 
 def test_nothing_to_average_is_refused(tmp_path):
     with pytest.raises(ValueError, match="0 checkpoints to average"):
-        average_checkpoints([], tmp_path / "average")
+        average_checkpoints([], tmp_path / "average", AutoModelForSeq2SeqLM)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty/model.safetensors is not there"):
-        average_checkpoints([tmp_path / "empty"], tmp_path / "average")
+        average_checkpoints([tmp_path / "empty"], tmp_path / "average", AutoModelForSeq2SeqLM)
 
 
 def test_a_model_saved_with_other_weights_keeps_its_own(tmp_path):

@@ -57,7 +57,7 @@ class Gradients(TrainerCallback):
 def runs(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("runs")
     subprocess.run(
-        [sys.executable, str(TESTS / "training_runs.py"), str(directory)],
+        [sys.executable, str(TESTS / "training_runs.py"), "translator", str(directory)],
         check=True,
         env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
     )
@@ -173,8 +173,8 @@ def test_logs_count_target_tokens(tmp_path):
     logged = [entry for entry in run.state.log_history if "loss" in entry]
     assert all(entry["target_tokens_per_second"] > 0 for entry in logged)
     assert [entry["target_tokens"] for entry in logged] == sorted(entry["target_tokens"] for entry in logged)
-    assert run.throughput.tokens == 2 * sum(len(row["labels"]) for row in rows)
-    assert run.state.log_history[-1]["target_tokens"] == run.throughput.tokens
+    assert run.throughput.count == 2 * sum(len(row["labels"]) for row in rows)
+    assert run.state.log_history[-1]["target_tokens"] == run.throughput.count
 
 
 def test_bf16_trains_in_bf16_and_keeps_float32_weights(tmp_path):

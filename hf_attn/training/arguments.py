@@ -1,18 +1,18 @@
-"""Arguments of the translator's Trainer."""
+"""Arguments of the Trainers: what every resumable training has, and what each model adds."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import ceil
 
 import torch
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_attn.training.optimization import choose_bf16
 
 
 @dataclass
-class TranslatorTrainingArguments(Seq2SeqTrainingArguments):
-    """Arguments of `TranslatorTrainer`; the defaults are the paper's optimizer and schedule.
+class ResumableTrainingArguments(TrainingArguments):
+    """What `ResumableTraining` adds to the arguments of transformers; a base beside those of another Trainer.
 
     After the start, `bf16` is True or False and `precision` says why.
 
@@ -20,49 +20,26 @@ class TranslatorTrainingArguments(Seq2SeqTrainingArguments):
         ValueError: if a value is out of range or two do not fit together.
     """
 
-    max_tokens_per_batch: int = field(
-        default=4096, metadata={"help": "Rows times longest row of a batch, on the source and on the target side."}
-    )
-    noam_factor: float | None = field(
-        default=1.0, metadata={"help": "Factor of the Noam schedule. None: lr_scheduler_type and learning_rate."}
-    )
-    warmup_steps: float = field(default=4000, metadata={"help": "Steps until the learning rate is highest."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of Adam."})
-    adam_epsilon: float = field(default=1e-9, metadata={"help": "Epsilon of Adam."})
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Multiply in bfloat16. Left out: where the hardware has it."}
     )
     training_kernel: str = field(
         default="auto", metadata={"help": "Attention kernel of training: 'auto', or a name: 'eager', 'sdpa', ..."}
     )
-    average_last: int = field(default=5, metadata={"help": "Checkpoints that are averaged at the end. 1: the last."})
+    average_last: int = field(default=1, metadata={"help": "Checkpoints that are averaged at the end. 1: the last."})
     ema_decay: float | None = field(default=None, metadata={"help": "Decay of an average over all steps. None: off."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after so many evaluations without a better score. None: off."}
     )
     max_minutes: float | None = field(default=None, metadata={"help": "Stop after so many minutes. None: off."})
-    eval_generation_examples: int | None = field(
-        default=None, metadata={"help": "Sentences translated in each evaluation, evenly spread. None: all."}
-    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are NaN or infinite."})
-    use_cache: bool = field(default=True, metadata={"help": "use_cache of the saved configuration."})
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Look for unused weights in each step; a translator uses all of its own."}
+        default=False, metadata={"help": "Look for unused weights in each step; our models use all of their own."}
     )
 
     def __post_init__(self):
-        for name in ("max_tokens_per_batch", "average_last"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
-        for name in ("early_stopping_patience", "eval_generation_examples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not at least 1; leave it out to turn it off")
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        self.use_cpu = self.use_cpu or accelerator is None
-        if self.fp16 and self.bf16 is None:
-            self.bf16 = False
-        device = "cpu" if self.use_cpu or accelerator is None else accelerator.type
-        self.bf16, self.precision = choose_bf16("auto" if self.bf16 is None else self.bf16, device)
+        self._check_at_least_one("average_last", "early_stopping_patience")
+        self._choose_number_format()
         if self.early_stopping_patience and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
         super().__post_init__()
@@ -70,6 +47,22 @@ class TranslatorTrainingArguments(Seq2SeqTrainingArguments):
             self.mixed_precision = "no"  # the Trainer enters autocast itself: accelerate copies all logits to float32
         self._check_early_stopping()
         self._keep_enough_checkpoints()
+
+    def _check_at_least_one(self, *names: str) -> None:
+        optional = {field.name for field in fields(self) if field.default is None}
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                remedy = "; leave it out to turn it off" if name in optional else ""
+                raise ValueError(f"{name} {value} is not at least 1{remedy}")
+
+    def _choose_number_format(self) -> None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        self.use_cpu = self.use_cpu or accelerator is None  # type: ignore[has-type]
+        if self.fp16 and self.bf16 is None:
+            self.bf16 = False
+        device = "cpu" if self.use_cpu or accelerator is None else accelerator.type
+        self.bf16, self.precision = choose_bf16("auto" if self.bf16 is None else self.bf16, device)
 
     def _check_early_stopping(self) -> None:
         if self.early_stopping_patience and (
@@ -95,3 +88,63 @@ class TranslatorTrainingArguments(Seq2SeqTrainingArguments):
                 "needs; raise it or leave it out"
             )
         self.save_total_limit = limit or needed
+
+
+@dataclass
+class TranslatorTrainingArguments(ResumableTrainingArguments, Seq2SeqTrainingArguments):
+    """Arguments of `TranslatorTrainer`; the defaults are the paper's optimizer and schedule."""
+
+    max_tokens_per_batch: int = field(
+        default=4096, metadata={"help": "Rows times longest row of a batch, on the source and on the target side."}
+    )
+    noam_factor: float | None = field(
+        default=1.0, metadata={"help": "Factor of the Noam schedule. None: lr_scheduler_type and learning_rate."}
+    )
+    warmup_steps: float = field(default=4000, metadata={"help": "Steps until the learning rate is highest."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of Adam."})
+    adam_epsilon: float = field(default=1e-9, metadata={"help": "Epsilon of Adam."})
+    average_last: int = field(default=5, metadata={"help": "Checkpoints that are averaged at the end. 1: the last."})
+    eval_generation_examples: int | None = field(
+        default=None, metadata={"help": "Sentences translated in each evaluation, evenly spread. None: all."}
+    )
+    use_cache: bool = field(default=True, metadata={"help": "use_cache of the saved configuration."})
+
+    def __post_init__(self):
+        self._check_at_least_one("max_tokens_per_batch", "eval_generation_examples")
+        super().__post_init__()
+
+
+@dataclass
+class ViTTrainingArguments(ResumableTrainingArguments):
+    """Arguments of `ViTTrainer`; the defaults are the optimizer and schedule of big_vision's plain S/16.
+
+    Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k": Adam at 1e-3; a decoupled weight decay of 1e-4,
+    which is 0.1 in AdamW, where it is multiplied by the learning rate; cosine to zero; gradients clipped to norm 1.
+    The warm-up of 10,000 steps is 9 % of 90 epochs there; here it is 5 % of the run, however long.
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate, that of the head."})
+    weight_decay: float = field(default=0.1, metadata={"help": "Of matrices and kernels; nothing else decays."})
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor of the learning rate from each layer down to the next. 1: off."}
+    )
+    lr_scheduler_type: str = field(  # type: ignore[assignment]
+        default="cosine", metadata={"help": "'cosine', over the steps or max_minutes, or another of transformers."}
+    )
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Steps until the learning rate is highest; below 1, a share of the run."}
+    )
+    learning_rate_floor: float = field(
+        default=0.0, metadata={"help": "Share of the learning rate at which the cosine ends."}
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Longer gradients are shortened to this norm."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Hide columns that forward has no name for; pictures are such a column."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay {self.layer_decay} is not above 0 and at most 1; 1 turns it off")
+        if not 0 <= self.learning_rate_floor <= 1:
+            raise ValueError(f"learning_rate_floor {self.learning_rate_floor} is not from 0 to 1")
+        super().__post_init__()

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState, TrainerControl, TrainerState
@@ -27,7 +28,7 @@ class ProgressEvent:
     """How far a long piece of work is.
 
     `stage` is "tokenizer", "encode", "train", "validate", "test" or "done"; `done` of `total` `unit`s are done, and
-    `total` is None where nobody knows; `values` are the newest figures, such as "loss" or "target_tokens_per_second".
+    `total` is None where nobody knows; `values` are the newest figures, such as "loss" or "pictures_per_second".
     """
 
     stage: str
@@ -50,21 +51,26 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class Throughput(TrainerCallback, ExportableState):
-    """Counts target tokens and the seconds spent on them, without evaluating and saving, over all parts of a run.
+    """Counts what has been learned from and the seconds of it, without evaluating and saving, over all parts of a run.
 
-    New tokens are counted on the device until somebody asks, so that no step waits for it.
+    What is new is counted on the device until somebody asks, so that no step waits for it.
+
+    Args:
+        unit: what is counted, in the plural, as it is called in the log: "pictures".
+        clock: seconds that go on.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, unit: str, clock: Callable[[], float] = time.monotonic):
+        self.unit = unit
         self.clock = clock
-        self.tokens = 0
+        self.count = 0
         self.seconds = 0.0
-        self._new_tokens: torch.Tensor | int = 0
+        self._new: torch.Tensor | int = 0
         self._since: float | None = None  # None: training is not going on
         self._reported = (0, 0.0)
 
-    def add(self, tokens: torch.Tensor | int) -> None:
-        self._new_tokens = self._new_tokens + tokens
+    def add(self, number: torch.Tensor | int) -> None:
+        self._new = self._new + number
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -77,16 +83,21 @@ class Throughput(TrainerCallback, ExportableState):
         finally:
             self._since = self.clock() if was_running else None
 
-    def report(self) -> dict[str, float]:
-        """`target_tokens` of the whole run, and `target_tokens_per_second` since the last report."""
+    def total(self) -> dict[str, int]:
+        """The count of the whole run, by its unit."""
         self._collect()
-        tokens, seconds = self.tokens - self._reported[0], self.seconds - self._reported[1]
-        self._reported = (self.tokens, self.seconds)
-        return {"target_tokens": self.tokens, "target_tokens_per_second": tokens / max(seconds, 1e-9)}
+        return {self.unit: self.count}
+
+    def report(self) -> dict[str, float]:
+        """The count of the whole run, and that of a second since the last report (`pictures_per_second`)."""
+        self._collect()
+        number, seconds = self.count - self._reported[0], self.seconds - self._reported[1]
+        self._reported = (self.count, self.seconds)
+        return {self.unit: self.count, f"{self.unit}_per_second": number / max(seconds, 1e-9)}
 
     def _collect(self) -> None:
-        self.tokens += int(self._new_tokens)
-        self._new_tokens = 0
+        self.count += int(self._new)
+        self._new = 0
         if self._since is not None:
             now = self.clock()
             self.seconds += now - self._since
@@ -94,7 +105,7 @@ class Throughput(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self._since = self.clock()
-        self._reported = (self.tokens, self.seconds)
+        self._reported = (self.count, self.seconds)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         self._collect()
@@ -102,7 +113,7 @@ class Throughput(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         self._collect()
-        return {"args": {}, "attributes": {"tokens": self.tokens, "seconds": self.seconds}}
+        return {"args": {"unit": self.unit}, "attributes": {"count": self.count, "seconds": self.seconds}}
 
 
 class WeightAverage(TrainerCallback):
@@ -165,6 +176,8 @@ class EarlyStopping(EarlyStoppingCallback):
 class TimeLimit(TrainerCallback, ExportableState):
     """Stop, with a last evaluation and checkpoint, when training has taken so many minutes, resumed parts included.
 
+    Of several processes the first one's clock counts, read once a step, so that all of them stop after the same step.
+
     Args:
         minutes: of training and validation together, above 0.
         clock: seconds that go on.
@@ -177,18 +190,25 @@ class TimeLimit(TrainerCallback, ExportableState):
         self.clock = clock
         self.seconds_before = 0.0
         self.started: float | None = None
+        self.used = 0.0  # share of the time, as all processes know it
 
     def seconds(self) -> float:
-        """Training time so far."""
+        """Training time so far, by this process's clock."""
         return self.seconds_before + (0.0 if self.started is None else self.clock() - self.started)
 
     def is_over(self) -> bool:
-        return self.seconds() >= 60 * self.minutes
+        return self.used >= 1
+
+    def _share(self, seconds: float) -> float:
+        return seconds / (60 * self.minutes)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        self.started = self.clock()
-        if self.seconds_before >= 60 * self.minutes:
+        self.started, self.used = self.clock(), self._share(self.seconds_before)
+        if self.is_over():
             control.should_training_stop = True
+
+    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
+        (self.used,) = broadcast_object_list([self._share(self.seconds())])  # the schedule is going to look at it
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if self.is_over():
@@ -249,7 +269,7 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         done, total, unit = float(state.global_step), float(state.max_steps), "steps"
         limit = self.time_limit
-        if limit is not None and limit.seconds() / (60 * limit.minutes) > done / total:  # time will be up first
+        if limit is not None and limit.used > done / total:  # time will be up first
             done, total, unit = limit.seconds() / 60, limit.minutes, "minutes"
         self.listener(ProgressEvent("train", done, total, unit, self.values))
 

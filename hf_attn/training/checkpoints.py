@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 _COMPLETE = re.compile(r"checkpoint-(\d+)")
@@ -138,7 +139,7 @@ def move_files(source: Path, target: Path) -> None:
         os.replace(path, target / path.name)
 
 
-def average_checkpoints(directories: Sequence[str | Path], output: str | Path) -> Path:
+def average_checkpoints(directories: Sequence[str | Path], output: str | Path, model_class: Any) -> Path:
     """Write a model whose weights are the mean of those of several saved models, for `from_pretrained`.
 
     The sum is formed in float64 and rounded once to each weight's own type. Tied weights stay tied; counters and other
@@ -147,6 +148,7 @@ def average_checkpoints(directories: Sequence[str | Path], output: str | Path) -
     Args:
         directories: of models of one shape, saved with `save_pretrained` or by a Trainer; one is enough.
         output: the directory to write; one that exists is replaced.
+        model_class: the models' class, or an Auto class that finds it.
 
     Raises:
         ValueError: if there is no directory, or two models differ in the names or shapes of their weights.
@@ -155,7 +157,7 @@ def average_checkpoints(directories: Sequence[str | Path], output: str | Path) -
     paths = [Path(directory) for directory in directories]
     weights = _mean_weights(paths)
     with no_progress_bars():
-        model = AutoModelForSeq2SeqLM.from_pretrained(paths[-1])
+        model = model_class.from_pretrained(paths[-1])
     _check_same_weights(paths[-1], set(weights), "the model", set(_stored_weights(model)))
     return save_with_weights(model, weights, Path(output))
 

@@ -1,8 +1,15 @@
-"""The learning rate of the paper, and the choice of the number format in which to train."""
+"""Learning rates over time and over layers, weight decay, and the choice of the number format in which to train."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import PreTrainedModel
 
 BF16_PAYS_FROM = 128  # hidden size below which a CPU spends more time on casting than it saves on multiplying
 
@@ -31,6 +38,110 @@ def noam_schedule(optimizer: Optimizer, hidden_size: int, warmup_steps: int, fac
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = 1.0  # LambdaLR multiplies this one
     return LambdaLR(optimizer, lambda finished: noam_rate(finished + 1, hidden_size, warmup_steps, factor))
+
+
+class CosineSchedule(LRScheduler):
+    """Linear warm-up from zero, then half a cosine down to a floor (Loshchilov & Hutter 2017, without restarts).
+
+    How far training has come is asked for at every step, because a run that ends after so many minutes does not know
+    its number of steps. What was answered at the peak is saved with the schedule, for a resumed run to go on from. One
+    that is then given more steps or time goes back up to where the longer cosine is.
+
+    Each parameter group keeps its own peak, the learning rate that it was made with.
+
+    Args:
+        progress: from a number of finished steps to the share of the run that is over, from 0 to 1.
+        warmup: steps until the peak, if at least 1; below 1, the share of the run.
+        floor: share of the peak at which the cosine ends.
+
+    Raises:
+        ValueError: if the warm-up is negative or the floor is not from 0 to 1.
+    """
+
+    def __init__(self, optimizer: Optimizer, progress: Callable[[int], float], warmup: float, floor: float = 0.0):
+        if warmup < 0:
+            raise ValueError(f"a warm-up of {warmup} is below 0; give steps, or a share of the run below 1")
+        if not 0 <= floor <= 1:
+            raise ValueError(f"floor {floor} of the cosine is not from 0 to 1; it is a share of the highest rate")
+        self.ask_progress = progress
+        self.warmup = warmup
+        self.floor = floor
+        self.progress_at_peak: float | None = None
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        factor = self._factor(min(self.ask_progress(self.last_epoch), 1.0))
+        return [peak * factor for peak in self.base_lrs]
+
+    def _factor(self, progress: float) -> float:
+        if self.progress_at_peak is None:
+            done = self.last_epoch if self.warmup >= 1 else progress
+            if done < self.warmup:
+                return done / self.warmup
+            self.progress_at_peak = progress
+        left = 1 - self.progress_at_peak
+        share = max(progress - self.progress_at_peak, 0.0) / left if left else 1.0
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * share))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().state_dict().items() if name != "ask_progress"}
+
+
+def has_weight_decay(name: str, parameter: torch.Tensor) -> bool:
+    """Whether a parameter is pulled towards zero: matrices and kernels called `weight` are, nothing else.
+
+    So biases, norms and layer scales are not (one dimension), nor class, register and mask tokens, positions and the
+    query of attention pooling (which are no `weight`). This is big_vision's rule (`wd_mults` of kernels only); timm's
+    (one dimension, or in the model's `no_weight_decay()`) leaves out the same, but for the pooling's query.
+    """
+    return parameter.ndim > 1 and name.rsplit(".", 1)[-1].endswith("weight")
+
+
+def layer_number(name: str, num_layers: int) -> int:
+    """Depth of a parameter: 0 for `embeddings`, i + 1 for `layers.i`, num_layers + 1 for final norm, pooling and head.
+
+    As in BEiT's `get_num_layer_for_vit`.
+    """
+    layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    if layer:
+        return int(layer.group(1)) + 1
+    return 0 if re.search(r"(?:^|\.)embeddings\.", name) else num_layers + 1
+
+
+def layer_decay_groups(
+    model: PreTrainedModel, weight_decay: float, layer_decay: float, learning_rate: float
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: lower layers learn more slowly, and not everything decays.
+
+    At depth i of L layers the learning rate is learning_rate · layer_decay^(L + 1 - i) (Clark et al. 2020, ELECTRA;
+    BEiT and MAE fine-tune ViTs with 0.65 to 0.75). See `layer_number` and `has_weight_decay`. Parameters that need no
+    gradient are left out.
+
+    Returns:
+        Groups from the head down, each with `params`, `lr`, `weight_decay` and `layer`; the first learns fastest.
+
+    Raises:
+        ValueError: if layer_decay is not above 0 and at most 1, or nothing in the model is trained.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay {layer_decay} is not above 0 and at most 1; 1 treats all layers alike")
+    num_layers = model.config.num_hidden_layers
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            layer = layer_number(name, num_layers) if layer_decay < 1 else num_layers + 1
+            groups.setdefault((layer, has_weight_decay(name, parameter)), []).append(parameter)
+    if not groups:
+        raise ValueError("no parameter of the model requires a gradient; unfreeze some")
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * layer_decay ** (num_layers + 1 - layer),
+            "weight_decay": weight_decay if decays else 0.0,
+            "layer": layer,
+        }
+        for (layer, decays), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+    ]
 
 
 def bf16_hardware(device_type: str) -> str | None:

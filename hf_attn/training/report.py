@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter
 from hf_attn.training.checkpoints import whole_file
 
 TEMPLATE = Path(__file__).with_name("model_card.jinja")
+Curve = tuple[list[float], list[float]]  # steps and values
 
 
 def plot_learning_curve(log_history: Sequence[Mapping[str, float]], output: str | Path) -> Path:
@@ -25,35 +26,54 @@ def plot_learning_curve(log_history: Sequence[Mapping[str, float]], output: str 
         ValueError: if there is nothing to draw.
     """
     losses = {
-        "training, label-smoothed": _series(log_history, "loss"),
-        "validation": _series(log_history, "eval_loss"),
+        "training, label-smoothed": series(log_history, "loss"),
+        "validation": series(log_history, "eval_loss"),
     }
-    scores = {"BLEU": _series(log_history, "eval_bleu"), "chrF": _series(log_history, "eval_chrf")}
+    scores = {"BLEU": series(log_history, "eval_bleu"), "chrF": series(log_history, "eval_chrf")}
     panels = [
         (label, curves)
         for label, curves in (("loss (nats per token)", losses), ("validation score", scores))
         if any(steps for steps, _ in curves.values())
     ]
+    return draw_panels(panels, "optimizer step" + _tokens_seen(log_history), output)
+
+
+def draw_panels(panels: Sequence[tuple[str, Mapping[str, Curve]]], x_label: str, output: str | Path) -> Path:
+    """Draw curves into a PNG file, one panel above the other.
+
+    Args:
+        panels: the label of the vertical axis, and curves by name.
+        output: the PNG file to write.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+    """
     if not panels:
         raise ValueError("the log has neither losses nor scores to draw; was anything logged or evaluated?")
-
     figure = Figure(figsize=(7, 3.2 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for axis, (label, curves) in zip(axes, panels, strict=True):
         _draw(axis, label, curves)
-    axes[-1].set_xlabel("optimizer step" + _tokens_seen(log_history))
-    output = Path(output)
-    with whole_file(output) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    return output
+        if "%" in label:
+            axis.set_ylim(top=min(101.0, axis.get_ylim()[1]))
+    axes[-1].set_xlabel(x_label)
+    return save_picture(figure, output)
 
 
-def _series(log_history: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+def save_picture(figure: Figure, output: str | Path, **options: Any) -> Path:
+    """Write a figure to a PNG file, whole or not at all; the options are those of `savefig`."""
+    with whole_file(Path(output)) as temporary:
+        figure.savefig(temporary, dpi=150, format="png", **options)
+    return Path(output)
+
+
+def series(log_history: Sequence[Mapping[str, float]], name: str) -> Curve:
+    """The values of a name in a trainer's log, with their steps."""
     entries = [entry for entry in log_history if name in entry]
     return [entry["step"] for entry in entries], [entry[name] for entry in entries]
 
 
-def _draw(axis: Axes, label: str, curves: dict[str, tuple[list[float], list[float]]]) -> None:
+def _draw(axis: Axes, label: str, curves: Mapping[str, Curve]) -> None:
     for name, (steps, values) in curves.items():
         if steps:
             marker = "o" if len(steps) <= 40 else None
@@ -66,6 +86,24 @@ def _draw(axis: Axes, label: str, curves: dict[str, tuple[list[float], list[floa
 def _tokens_seen(log_history: Sequence[Mapping[str, float]]) -> str:
     seen = [entry["target_tokens"] for entry in log_history if "target_tokens" in entry]
     return f" ({EngFormatter(places=1)(seen[-1])} target tokens in all)" if seen else ""
+
+
+def training_facts(trainer: Any) -> dict[str, Any]:
+    """What a run did, of a trainer with `ResumableTraining`: `steps`, what it learned from (`pictures`,
+    `pictures_per_second`, or another unit), `minutes`, `precision`, and why it `stopped`."""
+    throughput, state = trainer.throughput, trainer.state
+    stopped = "all steps taken"
+    if state.global_step < state.max_steps:
+        in_time = trainer.time_limit is None or not trainer.time_limit.is_over()
+        stopped = "stopped when validation did not get better" if in_time else "stopped when the time was up"
+    return {
+        "steps": state.global_step,
+        **throughput.total(),
+        "minutes": throughput.seconds / 60,
+        f"{throughput.unit}_per_second": throughput.count / throughput.seconds,
+        "precision": trainer.args.precision,
+        "stopped": stopped,
+    }
 
 
 def write_model_card(
@@ -108,9 +146,10 @@ def write_model_card(
         eval_results=_eval_results(scores, data_name) or None,
     )
     first = next(iter(scores.values()), {})
-    card = ModelCard.from_template(
+    return save_card(
+        output_dir,
         card_data,
-        template_path=str(TEMPLATE),
+        TEMPLATE,
         model_name=model_name,
         source_language=source_language,
         target_language=target_language,
@@ -132,6 +171,11 @@ def write_model_card(
         precision=training["precision"],
         stopped=training["stopped"],
     )
+
+
+def save_card(output_dir: str | Path, card_data: ModelCardData, template: Path, **facts: Any) -> Path:
+    """Fill in a template and write it as README.md, whole or not at all."""
+    card = ModelCard.from_template(card_data, template_path=str(template), **facts)
     path = Path(output_dir) / "README.md"
     with whole_file(path) as temporary:
         temporary.write_text(str(card), encoding="utf-8")

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import shutil
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import torch
@@ -16,7 +17,51 @@ from hf_attn.training.checkpoints import remove_unfinished, whole_file
 from hf_attn.training.optimization import noam_factor
 
 SETTINGS_FILE = "training_settings.json"
-MAY_CHANGE = {"max_steps", "num_train_epochs", "max_minutes", "test_sentences", "data_name", "license"}
+STOPS = ("max_steps", "num_train_epochs", "max_minutes")
+
+
+@dataclass(kw_only=True)
+class TrainingSettings(ABC):
+    """What every kind of training run has settings for.
+
+    Raises:
+        ValueError: if a number is out of range, or nothing says when to stop.
+    """
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({*STOPS, "data_name", "license"})  # when a run is resumed
+    MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset()
+
+    max_steps: int | None = None  # whichever of the three is reached first
+    num_train_epochs: float | None = None
+    max_minutes: float | None = None  # of training and validation, not of the test at the end
+    learning_rate: float = None  # type: ignore[assignment]  # the highest, at the end of the warm-up
+    gradient_accumulation_steps: int = 1
+    average_last: int = 5
+    ema_decay: float | None = None
+    early_stopping_patience: int | None = None
+    bf16: bool | str = "auto"
+    seed: int = 0
+    license: str | None = None  # SPDX identifier of the model
+
+    @abstractmethod
+    def count_weights(self, data: datasets.DatasetDict) -> int:
+        """How many numbers the model for these data has."""
+
+    @abstractmethod
+    def identify(self, split: datasets.Dataset) -> dict[str, Any]:
+        """What tells a split of the data from another."""
+
+    def check_numbers(self) -> None:
+        """Raise a ValueError for a number out of range, or if nothing says when to stop."""
+        if all(getattr(self, name) is None for name in STOPS):
+            raise ValueError(f"nothing says when to stop; give {', '.join(STOPS[:-1])} or {STOPS[-1]}")
+        for name, value in asdict(self).items():
+            if name == "seed" or isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            if name in self.MAY_BE_ZERO and not value >= 0:
+                raise ValueError(f"{name} {value} is below 0")
+            if name not in self.MAY_BE_ZERO and not value > 0:
+                raise ValueError(f"{name} {value} is not above 0")
 
 
 @dataclass(frozen=True)
@@ -53,13 +98,15 @@ SIZES = {
 }
 
 
-@dataclass
-class TranslatorSettings:
+@dataclass(kw_only=True)
+class TranslatorSettings(TrainingSettings):
     """Everything that decides what `train_translator` makes of its data. A number left out follows from `model_size`.
 
     Raises:
         ValueError: if a size is unknown, a number out of range, or nothing says when to stop.
     """
+
+    MAY_CHANGE: ClassVar[frozenset[str]] = TrainingSettings.MAY_CHANGE | {"test_sentences"}
 
     source_language: str  # ISO code, as in the data
     target_language: str
@@ -68,23 +115,12 @@ class TranslatorSettings:
     vocab_size: int = None  # type: ignore[assignment]
     max_length: int = 256  # tokens; longer pairs are left out of training
     max_tokens_per_batch: int = 4096  # rows times longest row, on each side
-    gradient_accumulation_steps: int = 1
-    max_steps: int | None = None  # whichever of the three is reached first
-    num_train_epochs: float | None = None
-    max_minutes: float | None = None  # of training and validation, not of the test at the end
-    learning_rate: float = None  # type: ignore[assignment]  # the highest, at the end of the warm-up
     warmup_steps: int = None  # type: ignore[assignment]
     eval_steps: int = 500
     save_steps: int = None  # type: ignore[assignment]  # eval_steps where None
     eval_sentences: int = 200  # of the validation split, translated greedily for BLEU and chrF; the loss takes all
     test_sentences: int | None = None  # spread evenly over the test split; None: all
-    average_last: int = 5
-    ema_decay: float | None = None
-    early_stopping_patience: int | None = None
-    bf16: bool | str = "auto"
-    seed: int = 0
     data_name: str = "sentence pairs"  # for the model card
-    license: str | None = None  # SPDX identifier of the model
 
     def __post_init__(self):
         if self.model_size not in SIZES:
@@ -94,15 +130,7 @@ class TranslatorSettings:
         self.learning_rate = self.learning_rate or size.learning_rate
         self.warmup_steps = self.warmup_steps or size.warmup_steps
         self.save_steps = self.save_steps or self.eval_steps
-        self._check()
-
-    def _check(self) -> None:
-        stops = ("max_steps", "num_train_epochs", "max_minutes")
-        if all(getattr(self, name) is None for name in stops):
-            raise ValueError(f"nothing says when to stop; give {', '.join(stops[:-1])} or {stops[-1]}")
-        for name, value in asdict(self).items():
-            if isinstance(value, (int, float)) and name not in ("seed", "bf16") and value <= 0:
-                raise ValueError(f"{name} {value} is not above 0")
+        self.check_numbers()
         if self.max_length > self.max_tokens_per_batch:
             raise ValueError(
                 f"max_length {self.max_length} is more than max_tokens_per_batch {self.max_tokens_per_batch}: the "
@@ -116,6 +144,13 @@ class TranslatorSettings:
     def schedule_factor(self, hidden_size: int) -> float:
         """Of the Noam schedule that reaches `learning_rate`."""
         return noam_factor(self.learning_rate, hidden_size, self.warmup_steps)
+
+    def count_weights(self, data: datasets.DatasetDict) -> int:
+        with torch.device("meta"):
+            return AttnTranslatorForConditionalGeneration(self.configuration(self.vocab_size)).num_parameters()
+
+    def identify(self, split: datasets.Dataset) -> dict[str, Any]:
+        return {"pairs": len(split), "sha256": fingerprint(split)}
 
 
 def check_data(data: datasets.DatasetDict, settings: TranslatorSettings) -> None:
@@ -143,7 +178,7 @@ def fingerprint(pairs: datasets.Dataset) -> str:
     return digest.hexdigest()
 
 
-def open_run(output_dir: Path, settings: TranslatorSettings, data: datasets.DatasetDict, resume: bool) -> None:
+def open_run(output_dir: Path, settings: TrainingSettings, data: datasets.DatasetDict, resume: bool) -> None:
     """Begin a run in an empty directory, or see that the one to be resumed is the same.
 
     Raises:
@@ -152,25 +187,26 @@ def open_run(output_dir: Path, settings: TranslatorSettings, data: datasets.Data
     """
     record = {
         "settings": asdict(settings),
-        "data": {split: {"pairs": len(pairs), "sha256": fingerprint(pairs)} for split, pairs in data.items()},
+        "data": {name: settings.identify(split) for name, split in data.items()},
     }
     file = output_dir / SETTINGS_FILE
     if resume:
         remove_unfinished(output_dir)
     if resume and file.is_file():
-        _check_same_run(file, json.loads(file.read_text(encoding="utf-8")), json.loads(json.dumps(record)))
+        before = json.loads(file.read_text(encoding="utf-8"))
+        _check_same_run(file, before, json.loads(json.dumps(record)), settings.MAY_CHANGE)
     elif output_dir.is_dir() and any(output_dir.iterdir()):
         remedy = f"there is no {SETTINGS_FILE} to resume from" if resume else "resume with resume=True (--resume)"
         raise ValueError(f"{output_dir} is not empty; {remedy}, or choose another directory")
-    _check_room(output_dir, settings)
+    _check_room(output_dir, settings, settings.count_weights(data))
     output_dir.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _check_same_run(file: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_same_run(file: Path, before: dict[str, Any], now: dict[str, Any], may_change: frozenset[str]) -> None:
     for name, value in now["settings"].items():
-        if name not in MAY_CHANGE and value != before["settings"].get(name):
+        if name not in may_change and value != before["settings"].get(name):
             raise ValueError(
                 f"{file} says {name} {before['settings'].get(name)!r}, but now it is {value!r}; resume with the same "
                 "settings, or choose another directory"
@@ -183,10 +219,8 @@ def _check_same_run(file: Path, before: dict[str, Any], now: dict[str, Any]) -> 
             )
 
 
-def _check_room(output_dir: Path, settings: TranslatorSettings) -> None:
-    with torch.device("meta"):
-        model = AttnTranslatorForConditionalGeneration(settings.configuration(settings.vocab_size))
-    weights = 4 * model.num_parameters()  # float32
+def _check_room(output_dir: Path, settings: TrainingSettings, number_of_weights: int) -> None:
+    weights = 4 * number_of_weights  # float32
     checkpoint = weights * (3 if settings.ema_decay is None else 4)  # with two moments of Adam, and the moving average
     kept = settings.average_last + (settings.early_stopping_patience or 0)
     there = sum(file.stat().st_size for file in output_dir.rglob("*") if file.is_file())

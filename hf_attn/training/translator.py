@@ -40,7 +40,7 @@ from hf_attn.training.data import encode_pairs, token_lengths
 from hf_attn.training.evaluation import generate_all, summed_loss
 from hf_attn.training.metrics import score_translations
 from hf_attn.training.optimization import choose_bf16
-from hf_attn.training.report import plot_learning_curve, write_model_card
+from hf_attn.training.report import plot_learning_curve, training_facts, write_model_card
 from hf_attn.training.sampler import TokenBatchSampler, TranslationCollator
 from hf_attn.training.settings import TranslatorSettings, check_data, open_run
 from hf_attn.training.trainer import TranslatorTrainer, TranslatorTrainingArguments
@@ -356,7 +356,7 @@ def _report(
     tell: ProgressListener,
 ) -> TrainingResult:
     scores = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-    training, parameters = _training_facts(trainer), trainer.model.num_parameters()
+    training, parameters = training_facts(trainer), trainer.model.num_parameters()
     metrics: dict[str, Any] = {"training": training, "parameters": parameters, **scores}
     with whole_file(output_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -378,22 +378,6 @@ def _report(
     )
     tell(ProgressEvent("done", 1, 1, "runs"))
     return TrainingResult(output_dir, metrics, trainer.state.log_history, next(iter(evaluations.values()), None))
-
-
-def _training_facts(trainer: TranslatorTrainer) -> dict[str, Any]:
-    throughput, state = trainer.throughput, trainer.state
-    stopped = "all steps taken"
-    if state.global_step < state.max_steps:
-        in_time = trainer.time_limit is None or not trainer.time_limit.is_over()
-        stopped = "stopped when validation did not get better" if in_time else "stopped when the time was up"
-    return {
-        "steps": state.global_step,
-        "target_tokens": throughput.tokens,
-        "minutes": throughput.seconds / 60,
-        "target_tokens_per_second": throughput.tokens / throughput.seconds,
-        "precision": trainer.args.precision,
-        "stopped": stopped,
-    }
 
 
 def _of_usual_length(pairs: datasets.Dataset, number: int) -> list[dict[str, str]]:
