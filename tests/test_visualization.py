@@ -192,7 +192,7 @@ def test_positions_that_are_no_grid_are_refused(tmp_path):
 def test_classified_pictures_of_any_size_are_drawn_side_by_side(tmp_path):
     pictures = [Image.new("L", (28, 28), 90), Image.new("RGB", (60, 40), "red")]
     draw_classified(pictures, ["coat:\ncoat 93%", "bag"], torch.rand(2, 7, 7), tmp_path / "sheet.png")
-    assert Image.open(tmp_path / "sheet.png").format == "PNG"
+    assert matplotlib.image.imread(tmp_path / "sheet.png").shape[1] > 300
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
     with pytest.raises(ValueError, match="2 pictures, 1 captions and 2 heat maps"):
         draw_classified(pictures, ["coat"], torch.rand(2, 7, 7), tmp_path / "sheet.png")
