@@ -8,6 +8,8 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .loss_vit import PROBLEMS
+
 Size = int | list[int] | tuple[int, int]
 
 CHOICES = {
@@ -28,6 +30,7 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "attn_vit"
+    attribute_map = {"hidden_act": "activation_function"}  # what transformers calls it in its vision models
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -94,6 +97,8 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        if not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps {self.layer_norm_eps} is not above 0")
         if self.num_register_tokens < 0:
             raise ValueError(f"num_register_tokens {self.num_register_tokens} is below 0")
         for name in RATES:
@@ -102,6 +107,8 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown; use one of {', '.join(choices)}")
+        if self.problem_type is not None and self.problem_type not in PROBLEMS:
+            raise ValueError(f"problem_type {self.problem_type!r} is unknown; use one of {', '.join(PROBLEMS)}")
         if self.activation_function not in ACT2FN:
             raise ValueError(f"activation_function {self.activation_function!r} is unknown; use one of {list(ACT2FN)}")
         if self.hidden_size % self.num_attention_heads:
@@ -132,6 +139,8 @@ def height_and_width(size: Size) -> tuple[int, int]:
 def check_divisible(size: tuple[int, int], patch: tuple[int, int], pad_to_patch: bool, what: str) -> None:
     """Raise a ValueError that names the sizes if patches of (height, width) do not fill `size`, unless padded."""
     (height, width), (patch_height, patch_width) = size, patch
+    if height < 1 or width < 1:
+        raise ValueError(f"{what} {height}x{width} (height x width) has no pixels")
     if not pad_to_patch and (height % patch_height or width % patch_width):
         raise ValueError(
             f"{what} {height}x{width} (height x width) is not a multiple of patch_size {patch_height}x{patch_width}; "

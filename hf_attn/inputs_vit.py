@@ -76,7 +76,7 @@ class ViTEmbeddings(nn.Module):
         if positions is not None:
             patches = patches + positions.flatten(0, 1).to(patches.dtype)
         patches = drop_patches(self.dropout(patches), self.config.patch_dropout if self.training else 0.0)
-        prefix = [self.dropout(tokens.expand(len(patches), -1, -1)) for tokens in self._prefix()]
+        prefix = [self.dropout(tokens.expand(patches.shape[0], -1, -1)) for tokens in self._prefix()]
         return torch.cat([*prefix, patches], dim=1)
 
     def _prefix(self) -> list[torch.Tensor]:
@@ -108,31 +108,38 @@ class ViTEmbeddings(nn.Module):
 
 
 class ResampledGrids(nn.Module):
-    """Learned positions for the size at hand; those of the last few sizes are kept while nothing is trained."""
+    """Learned positions for the size at hand; on the CPU, those of the last few are kept while nothing is trained."""
 
     def __init__(self) -> None:
         super().__init__()
         self.kept: dict[tuple[int, int], torch.Tensor] = {}
-        self.source: torch.Tensor | None = None  # what they were made of; holding it, nothing else gets its memory
-        self.version = -1
+        self.source: torch.Tensor | None = None  # a copy of what they were made of
 
     def forward(self, grid: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """(old rows, old columns, dim) → (rows, columns, dim)"""
         is_fixed = isinstance(rows, int) and isinstance(columns, int)  # not while a model for any size is exported
         if is_fixed and (rows, columns) == grid.shape[:2]:
             return grid
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_fixed or grid.is_inference():
+        on_cpu = grid.device.type == "cpu"  # elsewhere it is quick, and comparing would make the device wait
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_fixed or not on_cpu:
             return resample_grid(grid, rows, columns)
-        if self.source is None or self.source.data_ptr() != grid.data_ptr() or self.version != grid._version:
-            self.kept, self.source, self.version = {}, grid.detach(), grid._version
+        if not self._is_current(grid):
+            self.kept, self.source = {}, grid.detach().clone()
         if (rows, columns) not in self.kept:
             if len(self.kept) == CACHED_GRIDS:
                 self.kept.clear()
             self.kept[rows, columns] = resample_grid(grid, rows, columns)
         return self.kept[rows, columns]
 
+    def _is_current(self, grid: torch.Tensor) -> bool:
+        # by value: weights changed through `.data`, as averages often are, carry no mark of it
+        source = self.source
+        if source is None or (source.dtype, source.device) != (grid.dtype, grid.device):
+            return False
+        return torch.equal(source, grid)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "kept": {}, "source": None, "version": -1}  # a copy resamples its own
+        return {**self.__dict__, "kept": {}, "source": None}  # a copy resamples its own
 
 
 def drop_patches(patches: torch.Tensor, rate: float) -> torch.Tensor:
@@ -144,7 +151,7 @@ def drop_patches(patches: torch.Tensor, rate: float) -> torch.Tensor:
         return patches
     number = patches.shape[1]
     kept = max(1, int(number * (1 - rate)))
-    chosen = torch.rand(len(patches), number, device=patches.device).topk(kept).indices.sort().values
+    chosen = torch.rand(patches.shape[0], number, device=patches.device).topk(kept).indices.sort().values
     return patches.gather(1, chosen.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
 
 

@@ -62,7 +62,7 @@ class DropPath(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not (self.training and self.rate):
             return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.rate
         return x * kept.to(x.dtype) / (1 - self.rate)
 
 
@@ -105,9 +105,13 @@ class MAPHead(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) → (batch, hidden_size)"""
-        query = self.query.expand(len(tokens), 1, -1)
+        query = self.query.expand(tokens.shape[0], 1, -1)
         pooled, _ = self.attention(query, tokens, tokens)
         return (pooled + self.feed_forward(self.feed_forward_norm(pooled))).squeeze(1)
+
+
+class Classifier(nn.Linear):
+    """Begins at zero; a class of its own, for modules without parameters of their own are never initialised."""
 
 
 class AttnViTPreTrainedModel(PreTrainedModel):
@@ -133,7 +137,9 @@ class AttnViTPreTrainedModel(PreTrainedModel):
         """As the authors' JAX code: Glorot for linear layers, LeCun for the patches, N(0, 0.02) for the positions, and
         zeros for the class token and the classifier, which thus begins by calling all classes equally likely."""
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        if isinstance(module, Classifier):
+            init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Conv2d):
             init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
@@ -143,8 +149,6 @@ class AttnViTPreTrainedModel(PreTrainedModel):
             init.normal_(module.query, std=self.config.hidden_size**-0.5)
         elif isinstance(module, ViTEmbeddings):
             self._init_tokens(module)
-        elif isinstance(module, AttnViTForImageClassification):
-            init.zeros_(module.classifier.weight)
 
     def _init_tokens(self, embeddings: ViTEmbeddings) -> None:
         for learned in (embeddings.positions, embeddings.class_position, embeddings.mask_token):
@@ -154,6 +158,13 @@ class AttnViTPreTrainedModel(PreTrainedModel):
             init.zeros_(embeddings.class_token)
         if embeddings.register_tokens is not None:
             init.normal_(embeddings.register_tokens, std=1e-6)  # DINOv2's: equal registers would stay equal
+
+    def _check_all_patches_stay(self) -> None:
+        if self.training and self.config.patch_dropout:
+            raise ValueError(
+                f"patch_dropout {self.config.patch_dropout} leaves patches out in training, but every patch has its "
+                "place in what this model returns: set patch_dropout to 0"
+            )
 
 
 class AttnViTModel(AttnViTPreTrainedModel):
@@ -208,7 +219,7 @@ class AttnViTModel(AttnViTPreTrainedModel):
     def _pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) → (batch, hidden_size)"""
         if self.attention_pooling is not None:
-            pooled = self.attention_pooling(tokens)
+            pooled = self.attention_pooling(tokens[:, self.config.num_prefix_tokens :])
         elif self.config.pooling == "mean":
             pooled = tokens[:, self.config.num_prefix_tokens :].mean(dim=1)
         else:
@@ -222,7 +233,7 @@ class AttnViTForImageClassification(AttnViTPreTrainedModel):
     def __init__(self, config: AttnViTConfig):
         super().__init__(config)
         self.model = AttnViTModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = Classifier(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -286,6 +297,7 @@ class AttnViTForMaskedImageModeling(AttnViTPreTrainedModel):
             `reconstruction`, (batch, channels, height, width), and with a mask `loss`: the mean absolute error of the
             hidden pixels.
         """
+        self._check_all_patches_stay()
         outputs = self.model(pixel_values, bool_masked_pos, **kwargs)
         height, width = pixel_values.shape[-2:]
         grid = self.model.patch_grid(height, width)
@@ -307,7 +319,7 @@ class AttnViTForMaskedImageModeling(AttnViTPreTrainedModel):
         """(batch, patches, channels · patch height · patch width) → (batch, channels, height, width)"""
         rows, columns = grid
         patch_height, patch_width = self.config.patch_shape
-        pixels = patches.reshape(len(patches), rows, columns, -1, patch_height, patch_width)
+        pixels = patches.reshape(patches.shape[0], rows, columns, -1, patch_height, patch_width)
         return pixels.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
     def _hidden_pixels(self, masked: torch.Tensor) -> torch.Tensor:
@@ -344,6 +356,7 @@ class AttnViTBackbone(BackboneMixin, AttnViTPreTrainedModel):
             `feature_maps`, (batch, hidden_size, rows, columns) for each of `out_features`: "stem" are the patches in
             their places, "stage3" the output of the third layer.
         """
+        self._check_all_patches_stay()
         x = self.embeddings(pixel_values)
         grid = self.embeddings.patch_embedding.grid(*pixel_values.shape[-2:])
         chosen = [self.stage_names.index(name) for name in self.out_features]
