@@ -174,6 +174,8 @@ class AttnViTModel(AttnViTPreTrainedModel):
         mask_token: with one, patches can be masked by `bool_masked_pos`.
     """
 
+    _keys_to_ignore_on_load_unexpected = ["classifier", "decoder"]  # the heads of the models below
+
     def __init__(self, config: AttnViTConfig, mask_token: bool = False):
         super().__init__(config)
         self.embeddings = ViTEmbeddings(config, mask_token)

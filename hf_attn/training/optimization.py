@@ -144,6 +144,12 @@ def layer_decay_groups(
     ]
 
 
+def device_type() -> str:
+    """Where models are trained and run by default: the accelerator of this machine, or its CPU."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else accelerator.type
+
+
 def bf16_hardware(device_type: str) -> str | None:
     """What multiplies bfloat16 faster than float32 on this device ("CPU with amx_bf16", a GPU's name), or None."""
     if device_type == "cuda":

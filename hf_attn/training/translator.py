@@ -39,7 +39,7 @@ from hf_attn.training.checkpoints import (
 from hf_attn.training.data import encode_pairs, token_lengths
 from hf_attn.training.evaluation import generate_all, summed_loss
 from hf_attn.training.metrics import score_translations
-from hf_attn.training.optimization import choose_bf16
+from hf_attn.training.optimization import choose_bf16, device_type
 from hf_attn.training.report import plot_learning_curve, training_facts, write_model_card
 from hf_attn.training.sampler import TokenBatchSampler, TranslationCollator
 from hf_attn.training.settings import TranslatorSettings, check_data, open_run
@@ -160,7 +160,7 @@ def evaluate_translator(
         raise ValueError(f"the data have no {split} split with pairs in it, only {', '.join(data) or 'nothing'}")
     pairs = _evenly_spread(data[split], sentences)
     translator, tokenizer = _load(model)
-    device = _device_type()
+    device = device_type()
     translator.to(torch.device(device))
     use_bf16, _ = choose_bf16(bf16, device, translator.config.hidden_size)
 
@@ -244,7 +244,7 @@ def _trainer(
     run: TranslatorSettings,
     tell: ProgressListener,
 ) -> TranslatorTrainer:
-    bf16, precision = choose_bf16(run.bf16, _device_type(), model.config.hidden_size)
+    bf16, precision = choose_bf16(run.bf16, device_type(), model.config.hidden_size)
     arguments = TranslatorTrainingArguments(
         output_dir=str(output_dir),
         max_tokens_per_batch=run.max_tokens_per_batch,
@@ -288,11 +288,6 @@ def _last_step(pairs: datasets.Dataset, run: TranslatorSettings) -> int:
     steps_an_epoch = ceil(batches / run.gradient_accumulation_steps)
     epochs = ceil(run.num_train_epochs * steps_an_epoch) if run.num_train_epochs else NO_END
     return min(run.max_steps or NO_END, epochs)
-
-
-def _device_type() -> str:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else accelerator.type
 
 
 # After training
