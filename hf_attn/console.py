@@ -33,6 +33,14 @@ REMEDIES = {
     errno.ENOENT: "check the path",
 }
 
+PICTURE_FIGURES = {
+    "accuracy": "accuracy {:.1%}",
+    "top_5_accuracy": "top-5 accuracy {:.1%}",
+    "mean_average_precision": "mean average precision {:.1%}",
+    "loss": "loss {:.3f} nats",
+    "pictures": "{:,} pictures",
+}
+WEAKEST_SHOWN = 3
 
 # --- Errors ----------------------------------------------------------------------------------------------------------
 
@@ -77,7 +85,7 @@ def complaint(error: Exception) -> str:
         return f"{where}{what[0].lower()}{what[1:]}{remedy}"
     message = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError":
-        return f"the device has too little memory; lower --batch-tokens ({message})"
+        return f"the device has too little memory; make the batches smaller ({message})"
     if isinstance(error, (ValueError, OSError, ImportError)):
         return message
     return f"{type(error).__name__}: {message}; run again with --debug to see where"
@@ -168,6 +176,11 @@ def whole_file(path: Path) -> Iterator[TextIO]:
         raise
 
 
+def training_line(output: Path, facts: dict[str, Any]) -> str:
+    """How long a training was, and why it ended."""
+    return f"{output}: {facts['steps']:,} steps in {facts['minutes']:.1f} minutes, {facts['stopped']}\n"
+
+
 def score_lines(split: str, metrics: dict[str, Any]) -> Iterator[str]:
     """The scores of a split, and the signatures that say how they were computed."""
     yield (
@@ -178,12 +191,28 @@ def score_lines(split: str, metrics: dict[str, Any]) -> Iterator[str]:
     yield f"chrF is {metrics['chrf_signature']}\n"
 
 
-def json_line(source: str, records: list[dict[str, Any]]) -> Iterator[str]:
-    yield json.dumps({"source": source, "translations": records}, ensure_ascii=False) + "\n"
+def picture_score_lines(split: str, metrics: dict[str, Any]) -> Iterator[str]:
+    """The scores of a picture classifier on a split, and the classes that it knows least well."""
+    figures = [form.format(metrics[name]) for name, form in PICTURE_FIGURES.items() if metrics.get(name) is not None]
+    yield f"{split}: {', '.join(figures)}\n"
+    by_class = metrics.get("class_accuracy") or metrics["class_average_precision"]
+    imperfect = {name: value for name, value in by_class.items() if value is not None and value < 1}
+    weakest = sorted(imperfect, key=imperfect.__getitem__)[:WEAKEST_SHOWN]
+    if weakest:
+        yield f"weakest classes: {', '.join(f'{name} {imperfect[name]:.1%}' for name in weakest)}\n"
+
+
+def json_line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def in_one_line(text: str) -> str:
     return re.sub(r"[\r\n]+", " ", text)
+
+
+def tab_separated(*fields: str) -> str:
+    """One line of a TSV file."""
+    return "\t".join(re.sub(r"[\r\n\t]+", " ", field) for field in fields) + "\n"
 
 
 def plain_lines(number: int, records: list[dict[str, Any]]) -> Iterator[str]:
@@ -281,6 +310,32 @@ class TranslationProgress:
         self.progress.show("translating", self.texts, self.total, ", ".join(figures))
 
 
+class CountProgress:
+    """Shows how many of some things are done, and how many there are a second.
+
+    Args:
+        progress: where to show it.
+        stage: what is done to them: "classifying".
+        unit: what they are, in the plural: "pictures".
+        total: of them.
+    """
+
+    def __init__(self, progress: Progress, stage: str, unit: str, total: int):
+        self.progress = progress
+        self.stage = stage
+        self.unit = unit
+        self.total = total
+        self.started = progress.clock()
+        self.done = 0
+
+    def add(self, number: int) -> None:
+        """Count `number` more."""
+        self.done += number
+        seconds = self.progress.clock() - self.started or 1e-9
+        figures = f"{self.done:,} of {self.total:,}, {self.done / seconds:,.1f} {self.unit}/s"
+        self.progress.show(self.stage, self.done, self.total, figures)
+
+
 class TrainingProgress:
     """Shows the events that training and evaluation tell of."""
 
@@ -296,7 +351,10 @@ class TrainingProgress:
         "eval_loss": "validation loss {:.3f}",
         "eval_bleu": "BLEU {:.1f}",
         "eval_chrf": "chrF {:.1f}",
+        "eval_accuracy": "accuracy {:.1%}",
+        "eval_mean_average_precision": "mean average precision {:.1%}",
         "target_tokens_per_second": "{:,.0f} target tokens/s",
+        "pictures_per_second": "{:,.0f} pictures/s",
     }
 
     def __init__(self, progress: Progress):
@@ -317,5 +375,5 @@ class TrainingProgress:
         yield f"{event.done:,.{decimals}f}{of_total} {event.unit}"
         yield from (form.format(event.values[name]) for name, form in self.FIGURES.items() if name in event.values)
         seconds = self.progress.clock() - self.started
-        if event.unit == "sentences" and seconds > 0:
-            yield f"{event.done / seconds:,.1f} sentences/s"
+        if event.unit in ("sentences", "pictures") and event.done and seconds > 0:
+            yield f"{event.done / seconds:,.1f} {event.unit}/s"

@@ -19,7 +19,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import hf_attn
-from hf_attn.__main__ import Size, app, train_translator_command
+from hf_attn.__main__ import app
+from hf_attn.commands_translator import Size, train_translator_command
 from hf_attn.console import Progress, TrainingProgress, errors_in_one_line, read_lines, text_output, whole_file
 from hf_attn.training.callbacks import ProgressEvent
 from hf_attn.training.data import load_pairs
@@ -160,9 +161,10 @@ def test_what_a_model_is_not_is_said_in_one_line(translator_directory, tmp_path)
     assert "not a valid JSON file" in refuse("translate", "x", "--model", broken)
     (broken / "config.json").write_text('{"model_type": "bert"}')
     assert "of type bert, which does not translate" in refuse("translate", "x", "--model", broken)
-    for file in broken.glob("tokenizer*"):
-        file.unlink()
-    assert "no tokenizer" in refuse("translate", "x", "--model", broken)
+
+    without_tokenizer = tmp_path / "without"
+    shutil.copytree(translator_directory, without_tokenizer, ignore=shutil.ignore_patterns("tokenizer*"))
+    assert "no tokenizer" in refuse("translate", "x", "--model", without_tokenizer)
 
 
 def test_input_that_is_not_utf_8_is_named_with_its_line_and_nothing_is_written(translate, tmp_path):
@@ -197,7 +199,7 @@ def test_ctrl_c_leaves_the_old_output_and_no_other_file(translate, tmp_path, mon
     def interrupt(number: int, records: list) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_attn.__main__.plain_lines", interrupt)
+    monkeypatch.setattr("hf_attn.commands_translator.plain_lines", interrupt)
     (tmp_path / "out.txt").write_text("yesterday's")
     result = translate("--output", tmp_path / "out.txt")
     assert (result.exit_code, result.stderr) == (1, "hf-attn: interrupted\n")
@@ -367,7 +369,7 @@ def test_stdout_on_a_full_disk_is_one_line_and_exit_code_1_to_the_very_end():
         (FileNotFoundError("no model in m"), "no model in m"),
         (
             torch.OutOfMemoryError("2 GiB wanted"),
-            "the device has too little memory; lower --batch-tokens (2 GiB wanted)",
+            "the device has too little memory; make the batches smaller (2 GiB wanted)",
         ),
         (KeyError("name"), "KeyError: 'name'; run again with --debug to see where"),
         (KeyboardInterrupt(), "interrupted"),
