@@ -48,7 +48,7 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
     num_register_tokens: int = 0  # DINOv2 with registers: 4; timm's sbb: 1 or 4
     pooling: str = "class_token"  # "mean" of the patches: big_vision, sbb; "attention": SigLIP, sbb "map"
     final_norm: str = "before_pooling"  # "after_pooling": timm's mean-pooled models ("fc_norm")
-    position_embedding: str = "learned"  # "sinusoids" on the grid: big_vision; "none"
+    position_embedding: str = "learned"  # "sinusoids" on the grid: big_vision; "none": section D.4 of the paper
     position_on_class_token: bool = True  # False: DeiT III, sbb, FlexiViT
     layer_scale_init: float | None = None  # DeiT III, DINOv2, sbb: 1e-6 to 1; None: no LayerScale
     query_key_norm: bool = False  # LayerNorm on each head's queries and keys: ViT-22B, timm's `qk_norm`

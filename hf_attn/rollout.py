@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from functools import reduce
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_attn.attention import AttentionRecord, AttentionRecorder, MultiHeadAttention, record_attention
@@ -166,8 +167,8 @@ def _record_pooling(model: PreTrainedModel):
 def _reader(model: PreTrainedModel, tokens: int, pooling: AttentionRecord | None) -> torch.Tensor:
     """(batch or 1, 1, tokens): the share of each token in what the classifier reads."""
     if pooling is not None:
-        ((weights,),) = pooling.maps.values()
-        return _precise(weights).mean(dim=1)
+        ((weights,),) = pooling.maps.values()  # of the patches alone
+        return nn.functional.pad(_precise(weights).mean(dim=1), (model.config.num_prefix_tokens, 0))
     reads = torch.zeros(tokens)
     if model.config.pooling == "class_token":
         reads[0] = 1.0

@@ -188,7 +188,7 @@ LARGE = {
 
 
 def begins_by_its_rule(name: str, module: nn.Module, weight: torch.Tensor) -> bool:
-    """Glorot for linear layers, LeCun for the patches, N(0, 0.02) for positions, zeros for class token, classifier."""
+    """Glorot for linear layers, N(0, 0.02) for patches and positions, zeros for class token and classifier."""
     last = name.rpartition(".")[2]
     if name.startswith("classifier") or last in ("bias", "class_token"):
         return bool((weight == 0).all())
@@ -197,7 +197,7 @@ def begins_by_its_rule(name: str, module: nn.Module, weight: torch.Tensor) -> bo
     if "scale" in name:
         return bool((weight == 0.25).all())
     if isinstance(module, nn.Conv2d):
-        return abs(weight.std().item() * math.sqrt(weight[0].numel()) - 1) < 0.1
+        return abs(weight.std().item() / 0.02 - 1) < 0.1
     if last in ("positions", "class_position", "mask_token"):
         return abs(weight.std().item() / 0.02 - 1) < 0.25
     if last == "register_tokens":

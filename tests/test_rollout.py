@@ -46,7 +46,8 @@ def shares_of_tokens(model, pixel_values) -> torch.Tensor:
     if model.config.pooling == "attention":
         with record_attention(model, "attention_pooling") as record:
             model(pixel_values)
-        return record.maps["model.attention_pooling.attention"][0].mean(dim=1).squeeze(1)
+        of_patches = record.maps["model.attention_pooling.attention"][0].mean(dim=1).squeeze(1)
+        return torch.cat([torch.zeros(2, prefix), of_patches], dim=1)
     if model.config.pooling == "mean":
         return torch.cat([torch.zeros(prefix), torch.ones(tokens - prefix) / (tokens - prefix)]).expand(2, -1)
     return torch.eye(tokens)[:1].expand(2, -1)
