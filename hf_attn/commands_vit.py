@@ -55,7 +55,7 @@ __all__ = ["evaluate", "train", "use"]
 
 train, evaluate = typer.Typer(), typer.Typer()
 
-Preset = Literal["tiny", "small", "big_vision_s16", "higher_resolution"]
+Preset = Literal["tiny", "small", "big_vision_s16", "fine_tuning", "higher_resolution"]
 Crop = Literal["inception", "pad", "none"]
 
 Data = Annotated[str, typer.Argument(help="Pictures with labels; see below.")]
@@ -97,6 +97,7 @@ PRESETS = """
 - `tiny`: 4 layers of width 64 for pictures of 28 pixels, such as digits; 30 epochs
 - `small`: ViT-Lite-7/4 of Hassani et al. 2021 for pictures of 32 pixels, with its recipe for CIFAR-10; 300 epochs
 - `big_vision_s16`: ViT-S/16 of Beyer et al. 2022 for photos, with its recipe for ImageNet; 90 epochs
+- `fine_tuning`: goes on from the model `--from`, with layer decay and pictures changed a little; 10 epochs
 - `higher_resolution`: goes on from the model `--from` with pictures of 384 pixels, or `--image-size`; 20 epochs
 """
 
@@ -129,7 +130,12 @@ def train_vit_command(
     epochs: Epochs = None,
     minutes: Minutes = None,
     early_stopping: EarlyStopping = None,
-    preset: Annotated[Preset, model_option("Shape and recipe, see below; other options override it.")] = "small",
+    preset: Annotated[
+        Preset | None,
+        model_option(
+            "Shape and recipe, see below; other options override it.", show_default="small; with --from fine_tuning"
+        ),
+    ] = None,
     config: Annotated[
         list[str] | None, model_option("A field of AttnViTConfig: num_hidden_layers=6, ...", "--config")
     ] = None,

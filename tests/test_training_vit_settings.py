@@ -11,7 +11,7 @@ from hf_attn.training.vit_settings import PRESETS, ViTSettings, check_picture_da
 from tests.shapes import SHAPES, pictures, pictures_of_several
 from tests.tiny import tiny_vit
 
-FROM_SCRATCH = [name for name in PRESETS if name != "higher_resolution"]
+FROM_SCRATCH = ["tiny", "small", "big_vision_s16"]
 
 
 @pytest.mark.parametrize("preset", FROM_SCRATCH)
@@ -70,6 +70,7 @@ def test_a_base_model_keeps_its_shape_but_for_what_is_asked(tmp_path):
     ("changes", "message"),
     [
         ({"preset": "higher_resolution"}, "goes on from a trained model; give base_model"),
+        ({"preset": "fine_tuning"}, "goes on from a trained model; give base_model"),
         ({"freeze_body": True}, "freeze_body without base_model would leave the body as random as it begins"),
         ({"crop": "centre"}, "crop 'centre' is unknown; use inception, pad, none"),
         ({"in_memory": "yes"}, "in_memory 'yes' is unknown"),
@@ -122,3 +123,17 @@ def test_splits_of_different_kinds_are_refused():
         ValueError, match="a picture of the test split has a list of classes, one of the train split one"
     ):
         check_picture_data(data, ViTSettings(preset="tiny"))
+
+
+def test_a_base_model_is_fine_tuned_gently_unless_another_preset_is_chosen(tmp_path):
+    tiny_vit().save_pretrained(tmp_path)
+    assert ViTSettings().preset == "small"
+    made = ViTSettings(base_model=tmp_path)
+    assert (made.preset, made.mixup, made.cutmix, made.randaugment, made.layer_decay) == (
+        "fine_tuning",
+        0,
+        0,
+        (0, 0),
+        0.75,
+    )
+    assert ViTSettings(base_model=tmp_path, preset="tiny").preset == "tiny"

@@ -92,7 +92,7 @@ def evaluate_vit(
     collator = PictureCollator(processor, num_labels=len(names))
     batches = DataLoader(rows, batch_size, collate_fn=collator, num_workers=num_workers)  # type: ignore[arg-type]
     device = device_type()
-    use_bf16, _ = choose_bf16(bf16, device)
+    use_bf16, _ = choose_bf16(bf16, device, classifier.config.hidden_size)
     started = time.perf_counter()
     with torch.autocast(device, torch.bfloat16, enabled=use_bf16):
         logits, labels = classify_all(classifier.to(torch.device(device)), _told(batches, len(rows), progress))
