@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from hf_attn import AttnViTImageProcessor
 from hf_attn.__main__ import app
+from tests.tiny import tiny_vit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,7 +20,8 @@ COMMANDS = re.findall(r"^    (hf-attn .*)$", README, re.MULTILINE)
 
 # What would take hours in a block is done for a moment.
 FOR_A_MOMENT = {
-    "max_steps=20000": "max_steps=2, vocab_size=400, model_config={'hidden_size': 16, 'intermediate_size': 16}"
+    "max_steps=20000": "max_steps=2, vocab_size=400, model_config={'hidden_size': 16, 'intermediate_size': 16}",
+    "num_train_epochs=100": "max_steps=2, batch_size=4, model_config={'hidden_size': 16, 'num_hidden_layers': 1}",
 }
 
 
@@ -27,6 +31,13 @@ def workplace(tmp_path, monkeypatch, translator_directory):
     shutil.copytree(translator_directory, tmp_path / "runs" / "demo")
     lines = [f"Das ist Satz {number}.\tThis is sentence {number}.\n" for number in range(30)]
     (tmp_path / "pairs.tsv").write_text("".join(lines))
+    AttnViTImageProcessor(size=28, num_channels=1).save_pretrained(tmp_path / "runs" / "demo_vit")
+    tiny_vit(image_size=28, patch_size=4, num_channels=1).save_pretrained(tmp_path / "runs" / "demo_vit")
+    Image.new("L", (28, 28), 90).save(tmp_path / "picture.png")
+    for number in range(20):
+        for color in ("red", "green"):
+            (tmp_path / "photos" / color).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (70, 60 + number), color).save(tmp_path / "photos" / color / f"{number}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -39,12 +50,16 @@ def test_the_python_blocks_run_one_after_another(workplace, capsys):
             block = block.replace(long, short)
         exec(compile(block, "README.md", "exec"), names)
         printed.append(capsys.readouterr().out)
-    assert len(PYTHON) == 6 and all(printed)
+    assert len(PYTHON) == 10 and all(printed)
     assert printed[1].count("\n") == 3
     assert " document" in names["tokenizer"].decode(names["ids"][0])
     assert (workplace / "runs" / "mine" / "model.safetensors").is_file()
     assert "torch.Size([1, 2, " in printed[4]
-    assert "torch.Size([1, 64, 14, 14])" in printed[5]
+    assert printed[5].count("LABEL_") == 3
+    assert (workplace / "runs" / "photos" / "confusion_matrix.png").is_file()
+    assert "torch.Size([14, 14])" in printed[7] and (workplace / "where_it_looks.png").is_file()
+    assert "torch.Size([1, 16, 14, 14])" in printed[8]
+    assert "torch.Size([1, 64, 14, 14])" in printed[9]
 
 
 def test_what_is_done_for_a_moment_stands_in_readme():
