@@ -1,5 +1,5 @@
 # Two commands, each sufficient on its own in a fresh checkout on a machine with python3 >= 3.11:
-#   make demo        sets up .venv/, trains a translator on real text and translates held-out sentences
+#   make demo        sets up .venv/, trains a translator on real text and a classifier on real pictures, and shows both
 #   make test        sets up .venv/, then runs lint, types and tests
 # And besides:
 #   make test-slow   as make test, and then the tests that take minutes
@@ -23,7 +23,7 @@ READY := $(VENV)/ready-$(call checksum,cat pyproject.toml)
 INSTALLING := $(VENV)/installing
 
 STEPS := 4
-demo: STEPS := 2
+demo: STEPS := 3
 test-slow: STEPS := 5
 setup: STEPS := 1
 
@@ -31,8 +31,10 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 demo: setup
-	@echo "[2/$(STEPS)] Demo: a German-English translator from real text, at most 10 minutes on 2 cores"
+	@echo "[2/$(STEPS)] Demo: a German-English translator from real text, 5 minutes on 2 cores"
 	$(VENV)/bin/python examples/demo_translator.py
+	echo "[3/$(STEPS)] Demo: a classifier of pictures, 2 minutes on 2 cores"
+	$(VENV)/bin/python examples/demo_vit.py
 
 test: setup
 	@echo "[2/$(STEPS)] Lint and format"
@@ -41,7 +43,7 @@ test: setup
 	echo "[3/$(STEPS)] Types"
 	$(VENV)/bin/mypy
 	echo "[4/$(STEPS)] Tests"
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: test
 	@echo "[5/$(STEPS)] Slow tests"

@@ -153,7 +153,6 @@ def test_the_shortest_and_a_very_long_source(search):
         ({"gnmt_alpha": 1}, {"length_penalty": 2.0}, lambda n: (5 + n) / 6),
         ({"generation_config": paper_generation_config()}, {"length_penalty": 2.0}, lambda n: ((5 + n) / 6) ** 0.6),
     ],
-    ids=str,
 )
 def test_whoever_is_nearer_to_the_call_says_which_penalty(caller, model_entries, expected):
     model = translator(end_bias=1.0)
