@@ -18,14 +18,8 @@ package, dictionary entry, component) lies on one side only, and neither a Germa
 or validation set occurs in training, not even with other digits, capitals or punctuation.
 """
 
-import io
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -35,6 +29,7 @@ from typing import Annotated
 
 import lxml.html  # type: ignore[import-untyped]
 import typer
+from downloads import Apt, apt_is_there, cached_file, download_wheel, fetch_once, files_in_package
 from parallel_text import SPLITS, Corpus, Pair, clean_pairs, disjoint_splits, split_by_group, write_corpus
 
 HOME_ASSISTANT = "homeassistant==2026.2.3"
@@ -42,102 +37,28 @@ HOME_ASSISTANT = "homeassistant==2026.2.3"
 
 # --- Downloads: each source has a folder in the cache, complete or not there at all --------------------------------
 
-
-def fetch_once(folder: Path, download: Callable[[Path], None]) -> Path:
-    """Call `download(temporary folder)` and rename that to `folder`, unless `folder` is there from an earlier run."""
-    if not folder.is_dir():
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        download(partial)
-        partial.rename(folder)
-    return folder
+APT_REMEDY = "check the network and the machine's apt sources, or use --sources homeassistant, which needs pip only"
+WHEEL_REMEDY = "check the network and pip, or use --sources lohelp,ddtp on a machine with apt"
 
 
-def run(*command: str | Path, remedy: str, cwd: Path | None = None, capture: bool = False) -> bytes:
-    """Run a command and return its output, which goes to the user's screen unless `capture`.
+def download_descriptions(apt: Apt) -> Callable[[Path], None]:
+    """A download of both languages' package descriptions, and which source package each package is built from."""
 
-    Raises RuntimeError with the command's last word and the remedy if it fails.
-    """
-    output = subprocess.PIPE if capture else None
-    environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    try:
-        result = subprocess.run(command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.PIPE)
-    except FileNotFoundError as error:
-        raise RuntimeError(f"{command[0]} is not installed; {remedy}") from error
-    if result.returncode != 0:
-        complaints = result.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {result.returncode}"]
-        raise RuntimeError(f"{command[0]} failed: {complaints[-1]}; {remedy}")
-    return result.stdout or b""
-
-
-class Apt:
-    """The machine's own Debian mirror, asked with a private state directory: needs no root and changes nothing."""
-
-    remedy = "check the network and the machine's apt sources, or use --sources homeassistant, which needs pip only"
-
-    def __init__(self, cache: Path):
-        self.state = (cache / "apt").resolve()
-        self.config = self.state / "apt.conf"
-        self.updated = False
-
-    def update(self) -> None:
-        """Fetch the package indices with German and English descriptions, once per run."""
-        if self.updated:
-            return
-        (self.state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-        (self.state / "archives" / "partial").mkdir(parents=True, exist_ok=True)
-        (self.state / "status").touch()
-        self.config.write_text(APT_CONFIG.format(state=self.state), encoding="utf-8")
-        run("apt-get", "-c", self.config, "-q", "update", remedy=self.remedy)
-        self.updated = True
-
-    def indices(self, *conditions: str) -> list[Path]:
-        """The index files that `apt-get update` has fetched, by lines of `apt-get indextargets`."""
-        options = ("indextargets", "--format", "$(FILENAME)", *conditions)
-        listing = run("apt-get", "-c", self.config, *options, remedy=self.remedy, capture=True).decode()
-        return [Path(line) for line in listing.splitlines() if Path(line).is_file()]
-
-    def download(self, *packages: str) -> Callable[[Path], None]:
-        """A download of the `.deb` files of packages into a folder."""
-
-        def download(folder: Path) -> None:
-            self.update()
-            run("apt-get", "-c", self.config, "-q", "download", *packages, cwd=folder, remedy=self.remedy)
-
-        return download
-
-    def download_descriptions(self, folder: Path) -> None:
-        """Both languages' package descriptions, and which source package each package is built from."""
-        self.update()
+    def download(folder: Path) -> None:
+        apt.update()
         for language in ("de", "en"):
-            indices = self.indices("Created-By: Translations", f"Language: {language}")
+            indices = apt.indices("Created-By: Translations", f"Language: {language}")
             if not indices:
-                raise RuntimeError(f"apt-get update brought no Translation-{language} index; {self.remedy}")
+                raise RuntimeError(f"apt-get update brought no Translation-{language} index; {apt.remedy}")
             with open(folder / f"{language}.txt", "wb") as file:
                 for index in indices:
                     file.write(index.read_bytes() + b"\n")
         with open(folder / "sources.tsv", "w", encoding="utf-8") as file:
-            for index in self.indices("Created-By: Packages"):
+            for index in apt.indices("Created-By: Packages"):
                 for package, source in packages_and_sources(index):
                     file.write(f"{package}\t{source}\n")
 
-
-APT_CONFIG = """\
-#clear Acquire::Languages;
-#clear APT::Update::Pre-Invoke;
-#clear APT::Update::Post-Invoke;
-#clear APT::Update::Post-Invoke-Success;
-Acquire::Languages {{ "de"; "en"; }};
-Acquire::GzipIndexes "false";
-Acquire::PDiffs "false";
-Acquire::Retries "2";
-APT::Sandbox::User "root";
-Dir::State "{state}";
-Dir::State::lists "{state}/lists";
-Dir::State::status "{state}/status";
-Dir::Cache "{state}";
-"""
+    return download
 
 
 def packages_and_sources(index: Path) -> Iterator[tuple[str, str]]:
@@ -149,31 +70,6 @@ def packages_and_sources(index: Path) -> Iterator[tuple[str, str]]:
                 package = line.split()[1]
             elif line.startswith("Source: "):
                 yield package, line.split()[1]
-
-
-def download_home_assistant(folder: Path) -> None:
-    """The wheel, only unpacked and never installed: so it does not matter that it wants a newer Python."""
-    options = ["--no-deps", "--only-binary=:all:", "--python-version=3.14", f"--dest={folder}"]
-    remedy = "check the network and pip, or use --sources lohelp,ddtp on a machine with apt"
-    run(sys.executable, "-m", "pip", "download", *options, HOME_ASSISTANT, remedy=remedy)
-
-
-def cached_file(folder: Path, pattern: str) -> Path:
-    """The one file in a folder of the cache whose name fits."""
-    files = sorted(folder.glob(pattern))
-    if len(files) != 1:
-        raise RuntimeError(f"{folder} has {len(files)} files {pattern} instead of one; delete it and start again")
-    return files[0]
-
-
-def files_in_package(deb: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
-    """(path, content) of the files of a Debian package whose path ends in `suffix`, read without unpacking to disk."""
-    archive = run("dpkg-deb", "--fsys-tarfile", deb, remedy=f"delete {deb.parent} and start again", capture=True)
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        for member in tar:
-            content = tar.extractfile(member)  # None for directories
-            if content is not None and member.name.endswith(suffix):
-                yield member.name, content.read()
 
 
 # --- Reading: each source yields pairs of texts that stand at the same place ---------------------------------------
@@ -336,9 +232,9 @@ SOURCES = {
 def fetch(name: str, cache: Path, apt: Apt) -> Path:
     """The folder in the cache with the files of a source, downloaded if it is not there yet."""
     if name == "homeassistant":
-        return fetch_once(cache / name, download_home_assistant)
+        return fetch_once(cache / name, download_wheel(HOME_ASSISTANT, WHEEL_REMEDY, python_version="3.14"))
     if name == "ddtp":
-        return fetch_once(cache / name, apt.download_descriptions)
+        return fetch_once(cache / name, download_descriptions(apt))
     return fetch_once(cache / name, apt.download(*SOURCES[name].packages))
 
 
@@ -367,10 +263,6 @@ def readme(corpus: Corpus, sources: list[str], max_words: int) -> str:
             "",
         ]
     )
-
-
-def apt_is_there() -> bool:
-    return bool(shutil.which("apt-get") and shutil.which("dpkg-deb"))
 
 
 def choose_sources(say: Callable[[str], None]) -> list[str]:
@@ -402,7 +294,7 @@ def prepare_german_english(
         raise ValueError(f"no such source: {', '.join(unknown) or '(none given)'}; there are {', '.join(SOURCES)}")
     directory, cache = Path(output_dir), Path(cache_dir)
     directory.mkdir(parents=True, exist_ok=True)  # before the work: it may not be writable
-    apt = Apt(cache)
+    apt = Apt(cache, APT_REMEDY, languages=("de", "en"))
     dropped: Counter[str] = Counter()
     splits: dict[str, list[Pair]] = {name: [] for name in SPLITS}
     for source in sources:

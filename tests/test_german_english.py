@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from hf_attn.training.data import load_pairs
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+downloads = importlib.import_module("downloads")
 german_english = importlib.import_module("german_english")
 parallel_text = importlib.import_module("parallel_text")
 Pair = parallel_text.Pair
@@ -118,7 +119,7 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     (tmp_path / "mirror").mkdir()
     machine = Machine(tmp_path / "mirror")
-    monkeypatch.setattr(german_english, "run", machine.run)
+    monkeypatch.setattr(downloads, "run", machine.run)
     return machine
 
 
@@ -188,20 +189,20 @@ def test_an_interrupted_download_leaves_no_folder(tmp_path: Path) -> None:
         raise RuntimeError("network is gone")
 
     with pytest.raises(RuntimeError, match="network is gone"):
-        german_english.fetch_once(tmp_path / "source", broken)
+        downloads.fetch_once(tmp_path / "source", broken)
     assert not (tmp_path / "source").exists()
-    german_english.fetch_once(tmp_path / "source", lambda folder: (folder / "whole").touch())
+    downloads.fetch_once(tmp_path / "source", lambda folder: (folder / "whole").touch())
     assert [path.name for path in (tmp_path / "source").iterdir()] == ["whole"]
 
 
 def test_a_failing_command_is_one_line_with_a_remedy() -> None:
     script = "import sys; print('out'); sys.exit('first line\\nE: no route to the mirror')"
     with pytest.raises(RuntimeError) as error:
-        german_english.run(sys.executable, "-c", script, remedy="check the network", capture=True)
+        downloads.run(sys.executable, "-c", script, remedy="check the network", capture=True)
     assert str(error.value) == f"{sys.executable} failed: E: no route to the mirror; check the network"
     with pytest.raises(RuntimeError, match="no-such-command is not installed; install it"):
-        german_english.run("no-such-command", remedy="install it")
-    assert german_english.run(sys.executable, "-c", "print('out')", remedy="", capture=True).split() == [b"out"]
+        downloads.run("no-such-command", remedy="install it")
+    assert downloads.run(sys.executable, "-c", "print('out')", remedy="", capture=True).split() == [b"out"]
 
 
 def test_a_mirror_without_translations_is_an_error(machine: Machine, tmp_path: Path) -> None:
@@ -238,9 +239,9 @@ def test_an_interrupted_run_leaves_the_earlier_corpus(
 
 def test_the_sources_follow_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(german_english.shutil, "which", lambda command: f"/usr/bin/{command}")
+    monkeypatch.setattr(downloads.shutil, "which", lambda command: f"/usr/bin/{command}")
     assert german_english.choose_sources(said.append) == ["lohelp", "ddtp"]
-    monkeypatch.setattr(german_english.shutil, "which", lambda command: None)
+    monkeypatch.setattr(downloads.shutil, "which", lambda command: None)
     assert german_english.choose_sources(said.append) == ["homeassistant"]
     assert said[0].startswith("apt found") and said[1].startswith("no apt")
 

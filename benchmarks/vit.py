@@ -1,0 +1,286 @@
+"""Classify and train with the same Vision Transformer of hf_attn, transformers, timm and torchvision, and compare.
+
+    python benchmarks/vit.py
+
+ViT-B/16 at 224 with 1,000 classes: the same shape and number of parameters, random weights, in one process with the
+same number of threads. The four take turns, one call each, and who begins a turn rotates; so all see the same machine.
+An optimizer step of torch's fused AdamW belongs to a training step.
+
+`img/s` are pictures per second, the median of all turns and their quartiles. `ratio` is hf_attn's speed over that of
+the other in the same turn, median and quartiles: above 1 hf_attn is faster. `peak` is the share of the fastest matrix
+product that was measured on this machine in the same number format: 2048 x 2048 times 2048 x 2048, by torch.mm or, on
+CPUs, by oneDNN's linear layer, whichever is faster. A picture counts as two operations for each multiply-add of
+the paper's layers (17.6 billion for ViT-B/16), three times that in training.
+
+`--quick` takes seconds, with a model too small to say anything about speed: to see whether all of it runs.
+"""
+
+import gc
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+OURS = "hf_attn"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MATRIX = 2048
+
+
+@dataclass(frozen=True)
+class Shape:
+    image: int = 224
+    patch: int = 16
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    classes: int = 1000
+
+    @property
+    def operations(self) -> int:
+        """Of one picture's way through the model: two for each multiply-add."""
+        patches, width = (self.image // self.patch) ** 2, self.width
+        tokens = patches + 1
+        layer = tokens * 12 * width**2 + 2 * tokens**2 * width  # projections and feed-forward; attention
+        return 2 * (self.layers * layer + patches * 3 * self.patch**2 * width + width * self.classes)
+
+
+QUICK = Shape(image=32, patch=8, width=64, layers=2, heads=2, classes=10)
+
+
+# --- the four ------------------------------------------------------------------------------------------------------
+
+
+def hf_attn_model(shape: Shape) -> nn.Module:
+    from hf_attn import AttnViTConfig, AttnViTForImageClassification
+
+    config = AttnViTConfig(
+        image_size=shape.image,
+        patch_size=shape.patch,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        num_labels=shape.classes,
+    )
+    return AttnViTForImageClassification(config)
+
+
+def transformers_model(shape: Shape) -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        image_size=shape.image,
+        patch_size=shape.patch,
+        hidden_size=shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.width,
+        num_labels=shape.classes,
+    )
+    return ViTForImageClassification(config)
+
+
+def timm_model(shape: Shape) -> nn.Module:
+    from timm.models import VisionTransformer
+
+    return VisionTransformer(
+        img_size=shape.image,
+        patch_size=shape.patch,
+        embed_dim=shape.width,
+        depth=shape.layers,
+        num_heads=shape.heads,
+        num_classes=shape.classes,
+    )
+
+
+def torchvision_model(shape: Shape) -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(
+        image_size=shape.image,
+        patch_size=shape.patch,
+        num_layers=shape.layers,
+        num_heads=shape.heads,
+        hidden_dim=shape.width,
+        mlp_dim=4 * shape.width,
+        num_classes=shape.classes,
+    )
+
+
+SIDES: dict[str, Callable[[Shape], nn.Module]] = {
+    OURS: hf_attn_model,
+    "transformers": transformers_model,
+    "timm": timm_model,
+    "torchvision": torchvision_model,
+}
+
+
+ALL_SIDES, ALL_DTYPES, BATCHES = list(SIDES), list(DTYPES), [1, 8]
+
+
+def build(side: str, shape: Shape, dtype: torch.dtype, device: str) -> nn.Module:
+    """A model with weights from one distribution: some begin with a head of zeros, whose gradients are zeros too."""
+    torch.manual_seed(0)
+    model = SIDES[side](shape)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.02)
+    return model.to(device, dtype)
+
+
+def logits_of(output) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output.logits
+
+
+def classify(model: nn.Module, pictures: torch.Tensor) -> Callable[[], None]:
+    def call() -> None:
+        with torch.inference_mode():
+            logits_of(model(pictures))
+
+    model.eval()
+    return call
+
+
+def train(model: nn.Module, pictures: torch.Tensor, classes: int) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    labels = torch.arange(len(pictures), device=pictures.device) % classes
+
+    def call() -> None:
+        loss = nn.functional.cross_entropy(logits_of(model(pictures)), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.train()
+    return call
+
+
+# --- the clock -----------------------------------------------------------------------------------------------------
+
+
+def seconds(call: Callable[[], object], device: str) -> float:
+    """What one call takes."""
+    wait = torch.accelerator.synchronize if device != "cpu" else nullcontext
+    wait()
+    began = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - began
+
+
+def take_turns(calls: dict[str, Callable[[], None]], turns: int, device: str) -> dict[str, list[float]]:
+    """Seconds of each call in each turn, after two turns to warm up."""
+    measured: dict[str, list[float]] = {side: [] for side in calls}
+    order = list(calls)
+    for turn in range(-2, turns):
+        for side in order:
+            taken = seconds(calls[side], device)
+            if turn >= 0:
+                measured[side].append(taken)
+        order.append(order.pop(0))
+    return measured
+
+
+def measure_peak(dtype: torch.dtype, device: str) -> tuple[float, str]:
+    """Operations per second of the fastest way to multiply two matrices, the best of twenty times, and its name."""
+    a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
+    ways: dict[str, Callable[[], torch.Tensor]] = {"torch.mm": lambda: torch.mm(a, b)}
+    if device == "cpu" and torch.backends.mkldnn.is_available():
+        ways["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    best = {}
+    with torch.inference_mode():
+        for name, way in ways.items():
+            best[name] = min(seconds(way, device) for _ in range(20))
+    fastest = min(best, key=lambda name: best[name])
+    return 2 * MATRIX**3 / best[fastest], fastest
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def middle(values: list[float], digits: int) -> str:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4)
+    return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def report(title: str, measured: dict[str, list[float]], batch: int, operations: float, peak: float) -> None:
+    print(f"\n{title}")
+    print(f"{'':14}{'img/s':>30}{'ratio':>26}{'peak':>8}")
+    for side, taken in measured.items():
+        speeds = [batch / one for one in taken]
+        ratios = [theirs / ours for ours, theirs in zip(measured[OURS], taken, strict=True)]
+        share = statistics.median(speeds) * operations / peak
+        print(f"{side:14}{middle(speeds, 1):>30}{middle(ratios, 2) if side != OURS else '':>26}{share:>8.0%}")
+    others = [side for side in measured if side != OURS]
+    if others:
+        fastest = min(others, key=lambda side: statistics.median(measured[side]))
+        ratios = [theirs / ours for ours, theirs in zip(measured[OURS], measured[fastest], strict=True)]
+        print(f"{OURS} over the fastest other, {fastest}: {statistics.median(ratios):.2f}")
+
+
+def check_choices(sides: list[str], dtypes: list[str]) -> None:
+    """Refuse what is unknown or not installed, before anything is measured."""
+    for chosen, known in ((sides, SIDES), (dtypes, DTYPES)):
+        for name in chosen:
+            if name not in known:
+                raise typer.BadParameter(f"{name} is none of {', '.join(known)}")
+    for side in sides:
+        if importlib.util.find_spec(side) is None:
+            raise typer.BadParameter(f"{side} is not installed: pip install {side}, or choose others by --side")
+
+
+def compare(
+    sides: list[str], shape: Shape, dtype: torch.dtype, batch: int, trains: bool, turns: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of each side's classification or training step of a batch, turn by turn."""
+    pictures = torch.randn(batch, 3, shape.image, shape.image).to(device, dtype)
+    models = {side: build(side, shape, dtype, device) for side in sides}
+    sizes = {side: sum(p.numel() for p in model.parameters()) for side, model in models.items()}
+    if len(set(sizes.values())) != 1:
+        raise SystemExit(f"the models are not of one size: {sizes} parameters")
+    calls = {
+        side: train(model, pictures, shape.classes) if trains else classify(model, pictures)
+        for side, model in models.items()
+    }
+    return take_turns(calls, turns, device)
+
+
+def main(
+    side: Annotated[list[str], typer.Option(help="whom to compare with, as often as wanted")] = ALL_SIDES,
+    batch: Annotated[list[int], typer.Option(help="pictures at once in classification, as often as wanted")] = BATCHES,
+    training_batch: Annotated[int, typer.Option(help="pictures in a training step")] = 8,
+    dtype: Annotated[
+        list[str], typer.Option(help="number format of the whole model, as often as wanted")
+    ] = ALL_DTYPES,
+    turns: Annotated[int, typer.Option(help="calls of each side that are measured", min=2)] = 15,
+    threads: Annotated[int, typer.Option(help="threads of all sides", min=1)] = os.cpu_count() or 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="a tiny model, to see whether it runs")] = False,
+) -> None:
+    check_choices(side, dtype)
+    torch.set_num_threads(threads)
+    shape = QUICK if quick else Shape()
+    sides = [OURS, *(name for name in SIDES if name in side and name != OURS)]
+    print(f"{shape}, {shape.operations / 2e9:.3g} billion multiply-adds, {turns} turns, {threads} threads, {device}")
+    for name in dtype:
+        peak, way = measure_peak(DTYPES[name], device)
+        print(f"\n{name}: the fastest matrix product is {way}'s with {peak / 1e9:,.0f} GFLOP/s")
+        for size, trains in [*((size, False) for size in batch), (training_batch, True)]:
+            measured = compare(sides, shape, DTYPES[name], size, trains, turns, device)
+            title = f"{'training step' if trains else 'classification'}, {name}, batch {size}"
+            report(title, measured, size, shape.operations * (3 if trains else 1), peak)
+            gc.collect()  # models with hooks refer to themselves
+
+
+if __name__ == "__main__":
+    typer.run(main)
