@@ -33,6 +33,7 @@ RECIPE: dict[str, Any] = {
     "model_config": {"num_channels": 1, "num_attention_heads": 2, "position_embedding": "sinusoids"},
     "batch_size": 128,
     "learning_rate": 3e-3,
+    "warmup_steps": 200,
     "label_smoothing": 0.1,
     "padding": 1,
     "data_name": "Fashion-MNIST",

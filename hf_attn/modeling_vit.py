@@ -135,15 +135,16 @@ class AttnViTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """As the authors' JAX code: Glorot for linear layers, N(0, 0.02) for the positions, and zeros for the class
-        token and the classifier, which thus begins by calling all classes equally likely. The patches get N(0, 0.02)
-        too, instead of LeCun's initialisation: that drowns the positions where patches are small."""
+        token and the classifier, which thus begins by calling all classes equally likely. Patches get LeCun's
+        initialisation, but N(0, 0.02) beside learned positions, which it drowns where patches are small."""
         super()._init_weights(module)
         if isinstance(module, Classifier):
             init.zeros_(module.weight)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Conv2d):
-            init.trunc_normal_(module.weight, std=0.02)
+            learned = self.config.position_embedding == "learned"
+            init.trunc_normal_(module.weight, std=0.02 if learned else module.weight[0].numel() ** -0.5)
         elif isinstance(module, LayerScale):
             init.constant_(module.weight, module.init_value)
         elif isinstance(module, MAPHead):

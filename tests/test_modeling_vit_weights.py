@@ -221,6 +221,15 @@ def test_every_weight_begins_by_its_rule(model_class):
     assert_begun(model_class(AttnViTConfig(**LARGE)))
 
 
+@pytest.mark.parametrize(
+    ("position_embedding", "std"), [("learned", 0.02), ("sinusoids", 48**-0.5), ("none", 48**-0.5)]
+)
+def test_patches_begin_no_larger_than_learned_positions_and_else_as_lecun_says(position_embedding, std):
+    config = AttnViTConfig(**{**LARGE, "position_embedding": position_embedding, "patch_size": 4})
+    weight = AttnViTModel(config).embeddings.patch_embedding.weight
+    assert abs(weight.std().item() / std - 1) < 0.1
+
+
 MISSING = {
     "a_layer": lambda name: name.startswith("model.layers.0."),
     "tokens": lambda name: name.endswith(("class_token", "register_tokens", "class_position")),

@@ -314,7 +314,7 @@ def test_whichever_end_comes_first_counts(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": "huge"}, "preset 'huge' is unknown; use tiny, small, big_vision_s16, fine_tuning, higher_resolution"),
+        ({"preset": "huge"}, "preset 'huge' is unknown; use tiny, small, big_vision_s16, fine_tuning, higher"),
         ({"max_steps": 0}, "max_steps 0 is not above 0"),
         ({"warmup_steps": 6}, "warmup_steps 6 is not below the 6 steps of the run; give fewer, or a share"),
         ({"model_config": {"depth": 3}}, "model_config has 'depth', which is no field of AttnViTConfig"),
