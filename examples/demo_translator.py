@@ -24,7 +24,7 @@ from hf_attn.visualization import draw_alignment
 DATA = Path("data/demo")
 RUN = Path("runs/demo")
 MAX_WORDS = 12
-TRAINING_MINUTES = 5
+TRAINING_MINUTES = 4
 SHOWN = 10
 
 
