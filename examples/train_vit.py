@@ -1,18 +1,18 @@
 """A picture classifier from nothing: all of Fashion-MNIST, from random weights to over 90 % of 10,000 test pictures.
 
-    python examples/train_vit.py                    # into runs/fashion_mnist, 17 minutes of training
-    python examples/train_vit.py --minutes 2        # XX % of the test pictures
+    python examples/train_vit.py                    # into runs/fashion_mnist
 
-XX minutes on 2 CPU cores with AVX512-BF16, the download of 31 MB included: XX epochs for a network of 204,000 weights
-that reads 49 patches of 4x4 pixels, at X,XXX pictures/s. Then
+took 18 minutes and 36 seconds on 2 CPU cores with AVX512-BF16, 18 minutes of them training: 24 epochs for a network of
+201,802 weights that reads 49 patches of 4x4 pixels, at 1,330 pictures/s. Then
 
-    test: accuracy XX.X %
+    test: accuracy 91.3%, top-5 accuracy 99.8%, loss 0.318 nats, 10,000 pictures
+    weakest classes: shirt 71.0%, T-shirt 86.4%, coat 88.1%
 
 The learning curve, the confusion matrix and the model card are in runs/fashion_mnist. The share of the validation
-pictures that is right, after so many epochs:
+pictures (1,200 of the 60,000) that was right, after so many epochs:
 
-    epoch      1     2     4     8    12    16    20    24
-    right     XX
+    epoch       1     2     4     8    12    16    20    24
+    right    76.8  78.3  84.2  86.8  89.8  90.3  91.3  92.2
 
 The time for training is fixed, so a slower machine takes no longer and learns less.
 """
