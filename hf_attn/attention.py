@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     create_bidirectional_mask,
@@ -21,6 +22,8 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+SHORT = 256  # keys up to which the formula written out is faster than sdpa in bfloat16 on a CPU
 
 # --- the formula ---------------------------------------------------------------------------------------------------
 
@@ -83,6 +86,36 @@ def eager_attention(
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     attended = weights @ value
     return attended.transpose(1, 2).contiguous(), weights
+
+
+def short_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """The formula in bfloat16 alone, without a mask; softmax still sums in float32. Arguments as in `eager_attention`.
+
+    On a CPU with bfloat16 and up to 256 keys it takes two thirds to four fifths of the time of sdpa's kernel.
+    """
+    weights = ((query * scaling) @ key.transpose(-2, -1)).softmax(dim=-1)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+def is_short(module: nn.Module, query: torch.Tensor, key: torch.Tensor, attention_mask) -> bool:
+    """Whether `short_attention` gives what sdpa gives, and sooner; training has kernels of its own choice."""
+    return (
+        key.shape[-2] <= SHORT
+        and query.dtype == torch.bfloat16
+        and query.device.type == "cpu"
+        and attention_mask is None
+        and not (module.is_causal or module.training)
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
 
 
 # --- who may read whom ---------------------------------------------------------------------------------------------
@@ -197,6 +230,8 @@ class MultiHeadAttention(nn.Module):
                 k, v = cache.update(k, v, self.layer_idx)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        if attend is sdpa_attention_forward and is_short(self, q, k, attention_mask):
+            attend = short_attention
         dropout = self.config.attention_dropout if self.training else 0.0
         attended, weights = attend(self, q, k, v, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs)
 

@@ -1,5 +1,6 @@
 """Every kernel computes the formula, whoever may read whom, in every precision, forward and backward."""
 
+import copy
 import math
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from transformers.cache_utils import DynamicCache, StaticCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+import hf_attn.attention
 from hf_attn import AttnTranslatorConfig, MultiHeadAttention, NonLocalBlock, eager_attention
 from hf_attn.attention import attention_weights, causal_mask, cross_attention_mask, self_attention_mask
 from tests.tiny import randomise, tiny_translator
@@ -434,3 +436,39 @@ def test_a_fresh_non_local_block_changes_nothing_and_can_learn():
     assert torch.equal(block(x), x)
     block(x).square().sum().backward()
     assert block.out.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("keys", [1, 7, 256, 257])
+@torch.no_grad()
+def test_short_attention_in_bfloat16_is_sdpa_within_its_rounding(keys, monkeypatch):
+    """Of 256 keys it is taken in place of sdpa, of more it is not; both are as near to float32 as bfloat16 allows."""
+    module = randomise(MultiHeadAttention(tiny_translator().config), std=0.5).eval()
+    module.config._attn_implementation = "sdpa"
+    query, memory = torch.randn(2, 5, 16), torch.randn(2, keys, 16)
+    exact, _ = module(query, memory, memory)
+    taken = []
+    short = hf_attn.attention.short_attention
+    monkeypatch.setattr(hf_attn.attention, "short_attention", lambda *a, **k: taken.append(1) or short(*a, **k))
+    half = copy.deepcopy(module).bfloat16()
+    read, _ = half(query.bfloat16(), memory.bfloat16(), memory.bfloat16())
+    assert bool(taken) == (keys <= 256)
+    monkeypatch.setattr(hf_attn.attention, "SHORT", 0)
+    fused, _ = half(query.bfloat16(), memory.bfloat16(), memory.bfloat16())
+    tolerance = 2 * (fused.float() - exact).abs().max().item()
+    assert_close(read.float(), exact, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("change", ["mask", "causal", "training", "gradients", "float32"])
+def test_short_attention_is_left_out_where_it_does_not_apply(change, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("short_attention was taken")
+
+    monkeypatch.setattr(hf_attn.attention, "short_attention", refuse)
+    module = MultiHeadAttention(tiny_translator().config, is_causal=change == "causal").eval().bfloat16()
+    module.config._attn_implementation = "sdpa"
+    module.train(change == "training")
+    module = module.float() if change == "float32" else module
+    x = torch.randn(2, 5, 16, dtype=module.q_proj.weight.dtype)
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool) if change == "mask" else None
+    with torch.set_grad_enabled(change == "gradients"):
+        assert module(x, x, x, mask)[0].isfinite().all()
