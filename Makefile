@@ -31,7 +31,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 demo: setup
-	@echo "[2/$(STEPS)] Demo: a German-English translator from real text, 5 minutes on 2 cores"
+	@echo "[2/$(STEPS)] Demo: a German-English translator from real text, 4.5 minutes on 2 cores"
 	$(VENV)/bin/python examples/demo_translator.py
 	echo "[3/$(STEPS)] Demo: a classifier of pictures, 2 minutes on 2 cores"
 	$(VENV)/bin/python examples/demo_vit.py

@@ -2,8 +2,9 @@
 
     make demo                     # the second half of it; alone: python examples/demo_vit.py
 
-XX on 2 CPU cores with AVX512-BF16, of which 75 seconds are training: XX % of the 10,000 test pictures. train_vit.py
-takes the time for over 90 %. The time for training is fixed, so a slower machine takes no longer and learns less.
+1.8 minutes on 2 CPU cores with AVX512-BF16, of which 75 seconds are training: 79.5 % of the 10,000 test pictures.
+train_vit.py takes the time for over 91 %. The time for training is fixed, so a slower machine takes no longer and
+learns less.
 """
 
 import sys
