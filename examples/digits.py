@@ -2,12 +2,12 @@
 
     python examples/digits.py                       # three seeds, each with its own split and its own network
 
-Each seed takes XX seconds on 2 CPU cores; the network of 203,000 weights reads 16 patches of 2x2 pixels and is tested
-on 359 pictures that it has not seen:
+On 2 CPU cores, where the network of 203,000 weights reads 16 patches of 2x2 pixels and is tested on pictures that it
+has not seen:
 
-    seed 0: 98.3 % of 359 test pictures right
-    seed 1: XX.X % of 359 test pictures right
-    seed 2: XX.X % of 359 test pictures right
+    seed 0: 98.1% of 359 test pictures right, 33 seconds
+    seed 1: 98.6% of 359 test pictures right, 29 seconds
+    seed 2: 98.6% of 359 test pictures right, 26 seconds
 """
 
 import time

@@ -2,20 +2,21 @@
 
     python examples/stamps.py
 
-takes XX minutes on 2 CPU cores (251 MB of downloads included, kept in data/cache). Every photo is tested by networks
+took 8 minutes on 2 CPU cores (251 MB of downloads included, kept in data/cache). Every photo is tested by networks
 that did not see it, in five folds:
 
                                           right of 206
     always "mammal"                            31.6 %
-    linear probe, random weights               51.9 %
+    linear probe, random weights               47.6 %
     linear probe, DINOv2                       76.7 %
-    fine-tuning, random weights                XX.X %
-    fine-tuning, DINOv2                        XX.X %
+    fine-tuning, random weights                40.8 %
+    fine-tuning, DINOv2                        70.4 %
 
 The photos are from Debian's package tuxpaint-stamps-default (GPL-2): what lies in the folders for mammals, birds,
 fish, insects, fruit, vegetables, flowers and vehicles, without drawings and mirrored copies, on white squares. The
 network is the first ten layers of the encoder that dinov2.py fetches, at 112x112 pixels: 64 patches. The linear probe
-is logistic regression on its class token.
+is logistic regression on its class token, fitted to the end; fine-tuning has six epochs of 165 photos, in which its
+new classifier does not get as far.
 """
 
 import io
