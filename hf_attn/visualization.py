@@ -276,12 +276,15 @@ def _check_heat(heat: torch.Tensor, shape: str, dimensions: int) -> None:
         )
 
 
-def write_png(figure: "Figure", path: str | os.PathLike) -> None:
-    """Save a matplotlib figure as a PNG under a temporary name and rename it, so that no half of it is left."""
+def write_png(figure: "Figure", path: str | os.PathLike, tight: bool = True) -> None:
+    """Save a matplotlib figure as a PNG under a temporary name and rename it, so that no half of it is left.
+
+    `tight` cuts it to what is drawn, and otherwise it has the figure's own size.
+    """
     path = Path(path)
     unfinished = path.with_name(path.name + ".tmp")
     try:
-        figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight")
+        figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight" if tight else None)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

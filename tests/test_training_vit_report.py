@@ -90,7 +90,7 @@ def test_an_empty_log_has_no_curve(tmp_path):
 def figures(monkeypatch) -> list[Figure]:
     """The figures that were saved."""
     saved = []
-    monkeypatch.setattr(vit_report, "save_picture", lambda figure, output, **options: saved.append(figure))
+    monkeypatch.setattr(vit_report, "write_png", lambda figure, output: saved.append(figure))
     return saved
 
 

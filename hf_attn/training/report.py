@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from hf_attn.training.checkpoints import whole_file
+from hf_attn.visualization import write_png
 
 TEMPLATE = Path(__file__).with_name("model_card.jinja")
 Curve = tuple[list[float], list[float]]  # steps and values
@@ -57,13 +58,7 @@ def draw_panels(panels: Sequence[tuple[str, Mapping[str, Curve]]], x_label: str,
         if "%" in label:
             axis.set_ylim(top=min(101.0, axis.get_ylim()[1]))
     axes[-1].set_xlabel(x_label)
-    return save_picture(figure, output)
-
-
-def save_picture(figure: Figure, output: str | Path, **options: Any) -> Path:
-    """Write a figure to a PNG file, whole or not at all; the options are those of `savefig`."""
-    with whole_file(Path(output)) as temporary:
-        figure.savefig(temporary, dpi=150, format="png", **options)
+    write_png(figure, output, tight=False)
     return Path(output)
 
 

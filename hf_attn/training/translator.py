@@ -38,6 +38,7 @@ from hf_attn.training.checkpoints import (
 )
 from hf_attn.training.data import encode_pairs, token_lengths
 from hf_attn.training.evaluation import generate_all, summed_loss
+from hf_attn.training.measuring import evenly_spread, load_saved
 from hf_attn.training.metrics import score_translations
 from hf_attn.training.optimization import choose_bf16, device_type
 from hf_attn.training.report import plot_learning_curve, training_facts, write_model_card
@@ -158,7 +159,7 @@ def evaluate_translator(
     tell = progress or (lambda event: None)
     if split not in data or not len(data[split]):
         raise ValueError(f"the data have no {split} split with pairs in it, only {', '.join(data) or 'nothing'}")
-    pairs = _evenly_spread(data[split], sentences)
+    pairs = evenly_spread(data[split], sentences)
     translator, tokenizer = _load(model)
     device = device_type()
     translator.to(torch.device(device))
@@ -294,27 +295,8 @@ def _last_step(pairs: datasets.Dataset, run: TranslatorSettings) -> int:
 
 
 def _load(model: str | Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    directory = Path(model)
     files = {"config.json": "no translator", "tokenizer_config.json": "a translator without its tokenizer"}
-    for name, what in files.items():
-        if directory.is_dir() and not (directory / name).is_file():
-            raise FileNotFoundError(
-                f"{model} is {what}: it has no {name}; give a directory that train_translator has finished"
-            )
-    try:
-        with no_progress_bars():
-            return AutoModelForSeq2SeqLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
-    except OSError as error:
-        if directory.is_dir():
-            raise
-        raise FileNotFoundError(
-            f"there is no directory {model}, and no such model could be had from the Hub; check the name"
-        ) from error
-
-
-def _evenly_spread(pairs: datasets.Dataset, number: int | None) -> datasets.Dataset:
-    number = min(number or len(pairs), len(pairs))
-    return pairs.select([index * len(pairs) // number for index in range(number)])
+    return load_saved(model, (AutoModelForSeq2SeqLM, AutoTokenizer), files, "train_translator")
 
 
 def _batches(encoded: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> DataLoader:

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Ba
 
 from hf_attn.training.augmentation import PictureCollator
 from hf_attn.training.callbacks import ProgressEvent, ProgressListener
-from hf_attn.training.checkpoints import no_progress_bars
+from hf_attn.training.measuring import evenly_spread, load_saved
 from hf_attn.training.optimization import choose_bf16, device_type
 from hf_attn.training.vit_labels import LabelledPictures, check_columns, is_multi_label
 from hf_attn.training.vit_metrics import confusion_matrix, multi_label_metrics, read_answers, single_label_metrics
@@ -87,7 +87,7 @@ def evaluate_vit(
     names = [classifier.config.id2label[number] for number in range(classifier.config.num_labels)]
     multi_label = classifier.config.problem_type == MULTI_LABEL
     _check_kind(model, multi_label, split, is_multi_label(data[split]))
-    rows = LabelledPictures(_evenly_spread(data[split], pictures), split, classifier.config.label2id)
+    rows = LabelledPictures(evenly_spread(data[split], pictures), split, classifier.config.label2id)
 
     collator = PictureCollator(processor, num_labels=len(names))
     batches = DataLoader(rows, batch_size, collate_fn=collator, num_workers=num_workers)  # type: ignore[arg-type]
@@ -121,33 +121,14 @@ def load_classifier(model: str | Path) -> tuple[Any, BaseImageProcessor]:
     Raises:
         FileNotFoundError: if there is none.
     """
-    directory = Path(model)
     files = {"config.json": "no picture classifier", "preprocessor_config.json": "a model without its image processor"}
-    for name, what in files.items():
-        if directory.is_dir() and not (directory / name).is_file():
-            raise FileNotFoundError(
-                f"{model} is {what}: it has no {name}; give a directory that train_vit has finished"
-            )
-    try:
-        with no_progress_bars():
-            return AutoModelForImageClassification.from_pretrained(model), AutoImageProcessor.from_pretrained(model)
-    except OSError as error:
-        if directory.is_dir():
-            raise
-        raise FileNotFoundError(
-            f"there is no directory {model}, and no such model could be had from the Hub; check the name"
-        ) from error
+    return load_saved(model, (AutoModelForImageClassification, AutoImageProcessor), files, "train_vit")
 
 
 def _check_kind(model: str | Path, model_is_multi_label: bool, split: str, data_are: bool) -> None:
     if model_is_multi_label != data_are:
         kinds = {True: "several classes to a picture", False: "one class to a picture"}
         raise ValueError(f"{model} gives {kinds[model_is_multi_label]}, but the {split} split has {kinds[data_are]}")
-
-
-def _evenly_spread(split: datasets.Dataset, number: int | None) -> datasets.Dataset:
-    number = min(number or len(split), len(split))
-    return split.select([index * len(split) // number for index in range(number)])
 
 
 def _told(batches: DataLoader, total: int, progress: ProgressListener | None) -> Iterator[dict[str, torch.Tensor]]:

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from numpy.typing import NDArray
 
-from hf_attn.training.report import Curve, draw_panels, save_card, save_picture, series
+from hf_attn.training.report import Curve, draw_panels, save_card, series
 from hf_attn.training.vit_metrics import most_confused
+from hf_attn.visualization import write_png
 
 TEMPLATE = Path(__file__).with_name("vit_card.jinja")
 CLASSES_WITH_NUMBERS = 25  # more do not leave room for a number in each cell of the confusion matrix
@@ -85,7 +86,8 @@ def plot_confusion(confusion: NDArray[np.int64], names: Sequence[str], output: s
     axis.set_title(f"{right:.1%} of {confusion.sum():,} pictures are right", fontsize=1.1 * text)
     axis.set_xlabel("the model says", fontsize=text)
     axis.set_ylabel("the picture shows", fontsize=text)
-    return save_picture(figure, output, bbox_inches="tight")
+    write_png(figure, output)
+    return Path(output)
 
 
 def _name_classes(axis: Axes, names: Sequence[str], cell: float) -> None:
