@@ -24,7 +24,7 @@ class AttnTranslatorConfig(PreTrainedConfig):
     """
 
     model_type = "attn_translator"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
     attribute_map = {"num_hidden_layers": "encoder_layers"}
 
     vocab_size: int = 37000  # joint byte-pair vocabulary of the paper's English-German

@@ -204,7 +204,7 @@ class TranslatorGeneration(GenerationMixin):
         phrases, limits = generation_config._required_phrases, generation_config._max_new_tokens_per_sentence
         phrases = None if phrases is None else RequiredPhrases(phrases, input_ids.device)
         record = _wanted_outputs(generation_config)
-        cache, encoder_outputs = model_kwargs.get("past_key_values"), model_kwargs["encoder_outputs"]
+        cache, encoder_outputs = model_kwargs.get("cache"), model_kwargs["encoder_outputs"]
         # rows may come and go where nobody but this loop keeps account of them
         flexible = not record and _can_change_rows(cache)
         drops_done = flexible and not phrases and not logits_processor and _know_no_rows(stopping_criteria)
@@ -241,7 +241,7 @@ class TranslatorGeneration(GenerationMixin):
             **found,
             encoder_attentions=encoder_outputs.get("attentions"),
             encoder_hidden_states=encoder_outputs.get("hidden_states"),
-            past_key_values=cache,
+            cache=cache,
             **{name: tuple(steps) for name, steps in record.items()},
         )
 
@@ -331,7 +331,7 @@ def _pick_rows(model_kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, An
     def pick(value: Any) -> Any:
         return value.index_select(0, rows) if isinstance(value, torch.Tensor) else value
 
-    cache, memory = model_kwargs.get("past_key_values"), model_kwargs["encoder_outputs"]
+    cache, memory = model_kwargs.get("cache"), model_kwargs["encoder_outputs"]
     if cache is not None:
         cache.reorder_cache(rows)
     memory = type(memory)({name: pick(value) for name, value in memory.items()})

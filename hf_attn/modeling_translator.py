@@ -21,6 +21,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
@@ -88,15 +89,15 @@ class TranslatorDecoderLayer(GradientCheckpointingLayer):
         memory: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         memory_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ):
         own_cache = memory_cache = None
         keys: torch.Tensor | None = memory
-        if past_key_values is not None:
-            own_cache, memory_cache = past_key_values.self_attention_cache, past_key_values.cross_attention_cache
-            keys = None if past_key_values.is_updated.get(self.layer_idx) else memory  # projected once per sentence
-            past_key_values.is_updated[self.layer_idx] = True
+        if cache is not None:
+            own_cache, memory_cache = cache.self_attention_cache, cache.cross_attention_cache
+            keys = None if cache.is_updated.get(self.layer_idx) else memory  # projected once per sentence
+            cache.is_updated[self.layer_idx] = True
 
         x = self.self_attention_add_norm(
             x, lambda x: self.self_attention(x, x, x, attention_mask, own_cache, **kwargs)[0]
@@ -112,7 +113,7 @@ class AttnTranslatorPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["TranslatorEncoderLayer", "TranslatorDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -207,6 +208,7 @@ class TranslatorDecoder(AttnTranslatorPreTrainedModel):
         self.post_init()
         maybe_install_capturing_hooks(self)  # before any torch.compile, which cannot trace their installation
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -215,7 +217,7 @@ class TranslatorDecoder(AttnTranslatorPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -229,28 +231,26 @@ class TranslatorDecoder(AttnTranslatorPreTrainedModel):
                 word reads what follows it.
             encoder_hidden_states: (batch, source, hidden_size), the memory.
             encoder_attention_mask: (batch, source), 1 for a token of the memory, 0 for padding.
-            past_key_values: keys and values of the words and of the memory read so far.
+            cache: keys and values of the words and of the memory read so far.
             inputs_embeds: (batch, target, hidden_size), instead of `input_ids`.
 
         Returns:
-            `last_hidden_state`, (batch, target, hidden_size), and `past_key_values` where `use_cache` asks for them.
+            `last_hidden_state`, (batch, target, hidden_size), and `cache` where `use_cache` asks for them.
         """
         if encoder_hidden_states is None:
             raise ValueError("the decoder has no memory to read; give it encoder_hidden_states")
         words = embed_words(self.embed_tokens, input_ids, inputs_embeds)
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        own_cache: Cache | None = None if past_key_values is None else past_key_values.self_attention_cache
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        seen = 0 if cache is None else cache.get_seq_length()
+        own_cache: Cache | None = None if cache is None else cache.self_attention_cache
 
         x = self.words_in_places(words, attention_mask, seen)
         mask = self_attention_mask(self.config, x, attention_mask, is_causal=True, cache=own_cache)
         memory_mask = cross_attention_mask(self.config, x, encoder_hidden_states, encoder_attention_mask)
         for layer in self.layers:
-            x = layer(x, encoder_hidden_states, mask, memory_mask, past_key_values=past_key_values, **kwargs)
-        return BaseModelOutputWithPastAndCrossAttentions(
-            last_hidden_state=self.final_norm(x), past_key_values=past_key_values
-        )
+            x = layer(x, encoder_hidden_states, mask, memory_mask, cache=cache, **kwargs)
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self.final_norm(x), cache=cache)
 
 
 class AttnTranslatorModel(AttnTranslatorPreTrainedModel):
@@ -278,6 +278,7 @@ class AttnTranslatorModel(AttnTranslatorPreTrainedModel):
             self.decoder.embed_tokens = value
 
     @can_return_tuple
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -285,7 +286,7 @@ class AttnTranslatorModel(AttnTranslatorPreTrainedModel):
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -305,14 +306,14 @@ class AttnTranslatorModel(AttnTranslatorPreTrainedModel):
             attention_mask=decoder_attention_mask,
             encoder_hidden_states=source.last_hidden_state,
             encoder_attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            past_key_values=decoder_outputs.past_key_values,
+            cache=decoder_outputs.cache,
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
@@ -343,6 +344,7 @@ class AttnTranslatorForConditionalGeneration(TranslatorGeneration, AttnTranslato
         return shift_right(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
 
     @can_return_tuple
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -350,7 +352,7 @@ class AttnTranslatorForConditionalGeneration(TranslatorGeneration, AttnTranslato
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
@@ -386,7 +388,7 @@ class AttnTranslatorForConditionalGeneration(TranslatorGeneration, AttnTranslato
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -404,7 +406,7 @@ class AttnTranslatorForConditionalGeneration(TranslatorGeneration, AttnTranslato
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,

@@ -162,15 +162,15 @@ def test_cached_equals_uncached(layers, steps, kernel):
     model = tiny_translator(encoder_layers=layers[0], decoder_layers=layers[1])
     model.set_attn_implementation(kernel)
     expected = model(input_ids=SOURCE, decoder_input_ids=TARGET, use_cache=False)
-    assert expected.past_key_values is None
+    assert expected.cache is None
     memory, cache, found, seen = model.get_encoder()(SOURCE), None, [], 0
     for step in steps:
         new = TARGET[:, seen : seen + step]
         outputs = model(
-            encoder_outputs=memory, attention_mask=MASK, decoder_input_ids=new, past_key_values=cache, use_cache=True
+            encoder_outputs=memory, attention_mask=MASK, decoder_input_ids=new, cache=cache, use_cache=True
         )
         found.append(outputs.logits)
-        cache, seen = outputs.past_key_values, seen + step
+        cache, seen = outputs.cache, seen + step
         assert cache.get_seq_length() == seen
     assert_close(torch.cat(found, dim=1), expected.logits, rtol=0, atol=1e-5)
 
@@ -208,7 +208,7 @@ def test_a_cache_in_training_with_checkpoints_is_left_alone():
     model = tiny_translator().train()
     model.activation_checkpointing_enable()
     cache = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
-    outputs = model(input_ids=SOURCE, decoder_input_ids=TARGET, past_key_values=cache)
+    outputs = model(input_ids=SOURCE, decoder_input_ids=TARGET, cache=cache)
     outputs.logits.sum().backward()
     assert cache.get_seq_length() == 0
 
