@@ -140,8 +140,25 @@ def self_attention_mask(
     """
     _give_kernel_a_mask(config)
     if is_causal:
-        return create_causal_mask(config, hidden_states, attention_mask, past_key_values=cache)
+        return create_causal_mask(config, hidden_states, attention_mask, cache=cache)
     return create_bidirectional_mask(config, hidden_states, attention_mask)
+
+
+def grouped_attention_mask(
+    config: PreTrainedConfig, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, group: torch.Tensor
+):
+    """The mask for (batch, length, hidden) states of which each reads its own group and group 0, and nothing else.
+
+    Args:
+        attention_mask: as in `self_attention_mask`.
+        group: (length,) whole numbers.
+    """
+    _give_kernel_a_mask(config)
+
+    def reads(batch, head, query, key):
+        return (group[key] == 0) | (group[key] == group[query])
+
+    return create_bidirectional_mask(config, hidden_states, attention_mask, and_mask_function=reads)
 
 
 def cross_attention_mask(
@@ -229,6 +246,17 @@ class MultiHeadAttention(nn.Module):
             if cache is not None:
                 k, v = cache.update(k, v, self.layer_idx)
 
+        attended, weights = self.read(q, k, v, attention_mask, output_attentions, **kwargs)
+        return self.out_proj(attended), weights
+
+    def read(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention_mask, output_attentions=None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The configured kernel on projected queries, keys and values, (batch, heads, length, head_dim) each.
+
+        Returns:
+            What was read, (batch, queries, hidden_size), before the output projection; and the weights, as `forward`.
+        """
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         if attend is sdpa_attention_forward and is_short(self, q, k, attention_mask):
             attend = short_attention
@@ -240,7 +268,7 @@ class MultiHeadAttention(nn.Module):
         wants_weights = self.config.output_attentions if output_attentions is None else output_attentions
         if attend is not eager_attention:  # what others return, if anything, need not be weights
             weights = self.weights(q, k, attention_mask) if wants_weights else None
-        return self.out_proj(attended.flatten(-2)), weights if wants_weights else None
+        return attended.flatten(-2), weights if wants_weights else None
 
     def weights(self, q: torch.Tensor, k: torch.Tensor, attention_mask, queries: list[int] | None = None):
         """(batch, heads, queries, keys) of projected queries and keys, for chosen queries only, under any kernel."""

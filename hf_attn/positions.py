@@ -4,16 +4,19 @@ import torch
 from torch import nn
 
 
-def sinusoids(positions: torch.Tensor, dim: int, layout: str = "interleaved") -> torch.Tensor:
+def sinusoids(
+    positions: torch.Tensor, dim: int, layout: str = "interleaved", temperature: float = 10000.0
+) -> torch.Tensor:
     """Sine and cosine waves of geometrically growing wavelength (Vaswani et al. 2017, section 3.5).
 
-    PE(pos, 2i) = sin(pos / 10000^(2i/dim)) and PE(pos, 2i+1) = cos(the same angle).
+    PE(pos, 2i) = sin(pos / temperature^(2i/dim)) and PE(pos, 2i+1) = cos(the same angle).
 
     Args:
         positions: (...) whole or real numbers, counted from 0.
         dim: length of each position's vector.
         layout: "interleaved" sine, cosine, sine, ... as the paper writes them; "halves" all sines, then all cosines,
             as tensor2tensor and Marian compute them.
+        temperature: ratio of the longest wave to the shortest.
 
     Returns:
         (..., dim) float32.
@@ -24,7 +27,7 @@ def sinusoids(positions: torch.Tensor, dim: int, layout: str = "interleaved") ->
     # In float32 the angle at position 4,000 is off by 1e-4; float64 costs little and Apple's GPUs alone lack it.
     precise = torch.float32 if positions.device.type == "mps" else torch.float64
     exponents = torch.arange(0, dim, 2, device=positions.device, dtype=precise) / dim
-    angles = positions.to(precise).unsqueeze(-1) * 10000.0**-exponents  # (..., dim/2)
+    angles = positions.to(precise).unsqueeze(-1) * temperature**-exponents  # (..., dim/2)
     if layout == "interleaved":
         waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         return waves[..., :dim].float()
@@ -71,6 +74,29 @@ def grid_sinusoids(rows: int, columns: int, dim: int, device: torch.device | str
         ],
         dim=-1,
     )
+
+
+def fraction_sinusoids(fractions: torch.Tensor, dim: int, temperature: float = 10000.0) -> torch.Tensor:
+    """Waves of where something lies in a picture (Carion et al. 2020, section A.4; DAB-DETR, equation 5).
+
+    Args:
+        fractions: (..., n) coordinates from 0 to 1, of which a whole wave of the shortest length is made.
+        dim: length of the vector of each coordinate, even.
+
+    Returns:
+        (..., n · dim) float32: the vectors one after the other.
+    """
+    return sinusoids(2 * torch.pi * fractions, dim, temperature=temperature).flatten(-2)
+
+
+def cell_fractions(rows: int, columns: int, device: torch.device | str | None = None) -> torch.Tensor:
+    """(rows, columns, 2): the lower edge and the right edge of each cell, as fractions of the whole grid.
+
+    Counted so by the authors' `PositionEmbeddingSine`, and 10⁻⁶ in the denominators is theirs.
+    """
+    row = torch.arange(1, rows + 1, device=device) / (rows + 1e-6)
+    column = torch.arange(1, columns + 1, device=device) / (columns + 1e-6)
+    return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1)
 
 
 def resample_grid(grid: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

@@ -4,6 +4,8 @@ freshly initialised models hide errors."""
 import torch
 
 from hf_attn import (
+    AttnDetrConfig,
+    AttnDetrForObjectDetection,
     AttnTranslatorConfig,
     AttnTranslatorForConditionalGeneration,
     AttnViTConfig,
@@ -48,3 +50,31 @@ def tiny_vit(seed: int = 0, **config_overrides) -> AttnViTForImageClassification
     }
     torch.manual_seed(seed)
     return randomise(AttnViTForImageClassification(AttnViTConfig(**{**shape, **config_overrides})), seed).eval()
+
+
+def tiny_detr(seed: int = 0, **config_overrides) -> AttnDetrForObjectDetection:
+    """A 2 + 2 layer detector of width 32, 7 queries and 3 classes on a narrow resnet10t of stride 16, in eval mode."""
+    shape = {
+        "backbone": "resnet10t",
+        "backbone_kwargs": {"channels": [8, 8, 16, 16], "stem_width": 8},
+        "backbone_feature": -2,
+        "hidden_size": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "num_queries": 7,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+    names = {} if "id2label" in config_overrides else {"num_labels": 3}
+    torch.manual_seed(seed)
+    model = AttnDetrForObjectDetection(AttnDetrConfig(**{**shape, **names, **config_overrides}))
+    randomise(model, seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+        elif name.endswith("running_mean"):
+            buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+    return model.eval()

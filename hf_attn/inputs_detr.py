@@ -1,0 +1,220 @@
+"""What DETR's encoder reads: pictures of any sizes through a backbone, and where each place of the feature map is.
+
+pixels (b, c, H, W) and which are visible (b, H, W) → pictures of one size together → backbone (n, C, h, w) → 1×1
+convolution → (b, tokens, d), their positions (b, tokens, d), and which tokens are there (b, tokens)
+
+The backbone sees each picture in its own size, without the padding. Padding pixels instead, as the authors do, makes a
+picture's boxes depend on the pictures beside it, for convolutions see the padding, whatever a mask says.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from .configuration_detr import AttnDetrConfig
+from .positions import cell_fractions, fraction_sinusoids
+
+Size = tuple[int, int]  # (height, width)
+
+
+class Tokens(NamedTuple):
+    """What the encoder reads. Pictures with fewer tokens than others end in zeros."""
+
+    features: torch.Tensor  # (batch, tokens, hidden_size), row by row
+    positions: torch.Tensor  # (batch, tokens, hidden_size)
+    mask: torch.Tensor | None  # (batch, tokens), 1 for a token, 0 for padding; None where nothing is padded
+
+
+class Backbone(nn.Module):
+    """A network of timm, or a ViT of this package, that makes one feature map.
+
+    Raises:
+        ValueError: if timm has no such network, or cannot give feature maps of it.
+        ImportError: if timm is needed and not installed.
+    """
+
+    def __init__(self, config: AttnDetrConfig):
+        super().__init__()
+        self.frozen_batch_norm = bool(config.frozen_batch_norm)
+        self.is_vit = config.backbone_config is not None
+        self.body: Any
+        self.channels: int
+        if self.is_vit:
+            self.body = _vit_body(config)
+            self.channels = self.body.config.hidden_size
+        else:
+            self.body = _timm_body(config)
+            self.channels = self.body.feature_info.channels()[-1]
+            # Its weights come from timm or from a checkpoint: post_init must leave them alone
+            for module in self.body.modules():
+                module._is_hf_initialized = True
+            _freeze_up_to_stride(self.body, config.frozen_stride or 0)
+        if self.frozen_batch_norm:
+            for norm in self._batch_norms():
+                norm.requires_grad_(False)
+            self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        if self.frozen_batch_norm:
+            for norm in self._batch_norms():
+                norm.eval()
+        return self
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, height, width) → (batch, feature channels, rows, columns)"""
+        if self.is_vit:
+            return self.body(pixel_values).feature_maps[-1]
+        return self.body(pixel_values)[-1]
+
+
+def _vit_body(config: AttnDetrConfig) -> nn.Module:
+    from .configuration_vit import AttnViTConfig
+    from .modeling_vit import AttnViTBackbone
+
+    settings = dict(config.backbone_config or {})
+    settings.setdefault("out_indices", [config.backbone_feature])
+    return AttnViTBackbone._from_config(AttnViTConfig(**settings), attn_implementation=config._attn_implementation)
+
+
+def _timm_body(config: AttnDetrConfig) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ImportError(
+            f"the backbone {config.backbone} is of timm, which cannot be imported ({error}): pip install timm"
+        ) from error
+    if not timm.is_model(config.backbone.split("/")[-1].split(".")[0]) and "/" not in config.backbone:
+        near = ", ".join(timm.list_models(f"*{config.backbone[:6]}*")[:8]) or "see timm.list_models()"
+        raise ValueError(f"timm has no network {config.backbone!r}; it has {near}")
+    being_loaded = torch.empty(0).device.type == "meta"  # from_pretrained makes the model there, and then fills it
+    try:
+        return timm.create_model(
+            config.backbone,
+            pretrained=config.use_pretrained_backbone and not being_loaded,
+            features_only=True,
+            out_indices=(config.backbone_feature,),
+            in_chans=config.num_channels,
+            **(config.backbone_kwargs or {}),
+        )
+    except (IndexError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"timm's {config.backbone} gives no feature map {config.backbone_feature} with backbone_kwargs "
+            f"{config.backbone_kwargs or {}} ({error}); see timm.create_model(name, features_only=True).feature_info"
+        ) from error
+
+
+def _freeze_up_to_stride(body: Any, stride: int) -> None:
+    """Stop everything in timm's body from learning up to the last feature map of at most this stride.
+
+    Raises:
+        ValueError: if the parts of the body do not follow each other by name.
+    """
+    frozen = [info["module"].replace(".", "_") for info in body.feature_info.info if info["reduction"] <= stride]
+    if not frozen:
+        return
+    parts = dict(body.named_children())
+    if frozen[-1] not in parts:
+        raise ValueError(
+            f"frozen_stride {stride} is no place in {type(body).__name__}, whose parts are {', '.join(parts)}; set it "
+            "to 0 and freeze parameters by requires_grad_(False)"
+        )
+    for name, part in parts.items():
+        part.requires_grad_(False)
+        if name == frozen[-1]:
+            break
+
+
+class TokensOfPictures(nn.Module):
+    """Backbone, 1×1 convolution and 2-D sine positions, for pictures of different sizes in one batch."""
+
+    def __init__(self, config: AttnDetrConfig):
+        super().__init__()
+        self.hidden_size = config.hidden_size
+        self.temperature = float(config.position_temperature)
+        self.num_channels = config.num_channels
+        self.backbone = Backbone(config)
+        self.input_projection = nn.Conv2d(self.backbone.channels, config.hidden_size, kernel_size=1)
+
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> Tokens:
+        """For a batch of shape (1, 3, 800, 1200) the backbone ResNet-50 makes (1, 2048, 25, 38), of which come
+        (1, 950, 256) features.
+
+        Args:
+            pixel_values: (batch, channels, height, width), normalised; smaller pictures stand at the top left.
+            pixel_mask: (batch, height, width), 1 where the picture is and 0 where it was padded; None: no padding.
+
+        Raises:
+            ValueError: if the pixels have another shape or are no floats, or a mask is no rectangle from the top left.
+        """
+        self._check_pixels(pixel_values)
+        sizes = None if pixel_mask is None else visible_sizes(pixel_values, pixel_mask)
+        if sizes is None or len(set(sizes)) == 1:
+            height, width = pixel_values.shape[-2:] if sizes is None else sizes[0]
+            features, positions = self._of_one_size(pixel_values[..., :height, :width])
+            return Tokens(features, positions.expand_as(features), None)
+
+        groups = {size: [row for row, own in enumerate(sizes) if own == size] for size in dict.fromkeys(sizes)}
+        made = {size: self._of_one_size(pixel_values[rows, :, : size[0], : size[1]]) for size, rows in groups.items()}
+        longest = max(features.shape[1] for features, _ in made.values())
+        some, _ = next(iter(made.values()))
+        features = some.new_zeros(len(sizes), longest, self.hidden_size)
+        positions = torch.zeros_like(features)
+        mask = torch.zeros(len(sizes), longest, dtype=torch.long, device=some.device)
+        for size, rows in groups.items():
+            own_features, own_positions = made[size]
+            own = own_features.shape[1]
+            features[rows, :own] = own_features
+            positions[rows, :own] = own_positions
+            mask[rows, :own] = 1
+        return Tokens(features, positions, mask)
+
+    def _of_one_size(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, channels, height, width) → features (n, tokens, hidden_size), positions (1, tokens, hidden_size)"""
+        feature_map = self.input_projection(self.backbone(pixel_values))
+        rows, columns = feature_map.shape[-2:]
+        cells = cell_fractions(rows, columns, feature_map.device)
+        positions = fraction_sinusoids(cells, self.hidden_size // 2, self.temperature).to(feature_map.dtype)
+        return feature_map.flatten(2).transpose(1, 2), positions.flatten(0, 1).unsqueeze(0)
+
+    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:
+            raise ValueError(
+                f"pixel_values are {tuple(pixel_values.shape)}; they must be (batch, {self.num_channels} channels, "
+                "height, width)"
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values are {pixel_values.dtype}; they must be floats, as the image processor makes"
+            )
+
+
+def visible_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> list[Size]:
+    """(height, width) of each picture in a padded batch.
+
+    Raises:
+        ValueError: if the mask has another shape than the pixels, or is not a rectangle from the top left.
+    """
+    batch, _, height, width = pixel_values.shape
+    if tuple(pixel_mask.shape) != (batch, height, width):
+        raise ValueError(
+            f"pixel_mask is {tuple(pixel_mask.shape)} for pixel_values {tuple(pixel_values.shape)}; it must be "
+            f"{(batch, height, width)}"
+        )
+    visible = pixel_mask.bool()
+    rows, columns = visible[:, :, 0].sum(-1), visible[:, 0, :].sum(-1)
+    below = torch.arange(height, device=visible.device) < rows[:, None]
+    right = torch.arange(width, device=visible.device) < columns[:, None]
+    differs = (visible != below[:, :, None] & right[:, None, :]).flatten(1).any(-1)
+    sizes = torch.stack([rows, columns, differs], dim=-1).tolist()  # the one time that a GPU is waited for
+    for picture, (own_height, own_width, is_wrong) in enumerate(sizes):
+        if is_wrong or not own_height or not own_width:
+            raise ValueError(
+                f"pixel_mask of picture {picture} is not a rectangle of ones from the top left; pad pictures on the "
+                "right and below only, and leave the mask out where nothing is padded"
+            )
+    return [(own_height, own_width) for own_height, own_width, _ in sizes]

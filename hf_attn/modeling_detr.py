@@ -1,0 +1,569 @@
+"""DETR of Carion et al. 2020, plain by default, with the switches of its quicker-learning descendants.
+
+pixels (b, 3, H, W) → tokens of the feature map (b, h·w, d) → encoder, positions on queries and keys → memory
+zero targets + learned queries (b, 100, d) → decoder, every layer kept (6, b, 100, d)
+→ classes (6, b, 100, classes + 1) and boxes (6, b, 100, 4)
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
+
+from .attention import MultiHeadAttention, cross_attention_mask, grouped_attention_mask, self_attention_mask
+from .configuration_detr import AttnDetrConfig
+from .denoising_detr import NoisedQueries, noised_queries
+from .inputs_detr import Backbone, TokensOfPictures
+from .loss_detr import Denoising, check_labels, detr_loss
+from .positions import fraction_sinusoids
+
+EDGE = 1e-5  # how near to the picture's edge a logit of a coordinate can say something is: authors' inverse_sigmoid
+
+
+@dataclass
+class DetrDecoderOutput(ModelOutput):
+    """As `AttnDetrModelOutput`, of the decoder alone."""
+
+    last_hidden_state: torch.Tensor | None = None
+    intermediate_hidden_states: torch.Tensor | None = None
+    intermediate_boxes: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class AttnDetrModelOutput(ModelOutput):
+    """The decoder's last hidden states, and those of all its layers.
+
+    last_hidden_state: (batch, queries, hidden_size).
+    intermediate_hidden_states: (decoder layers, batch, queries, hidden_size), after the final norm.
+    intermediate_boxes: (decoder layers, batch, queries, 4) cxcywh, fractions of the visible picture.
+    encoder_last_hidden_state: (batch, tokens, hidden_size); smaller pictures end in padding.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    intermediate_hidden_states: torch.Tensor | None = None
+    intermediate_boxes: torch.Tensor | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class AttnDetrObjectDetectionOutput(ModelOutput):
+    """What a detector says of pictures.
+
+    loss: the weighted sum of the terms; loss_dict: the terms, by name, of all layers.
+    logits: (batch, queries, classes), with one more class for "no object" unless the loss is focal.
+    pred_boxes: (batch, queries, 4) cxcywh, fractions of the visible picture.
+    scores: (batch, queries, num_labels), the probability of each class.
+    auxiliary_outputs: `logits` and `pred_boxes` of each layer before the last.
+    The others are those of `AttnDetrModelOutput`.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    pred_boxes: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    auxiliary_outputs: list[dict[str, torch.Tensor]] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    intermediate_hidden_states: torch.Tensor | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: AttnDetrConfig):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.dropout)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.dropout(self.activation(self.up_proj(x))))
+
+
+class DetrEncoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: AttnDetrConfig, layer_idx: int):
+        super().__init__()
+        self.self_attention = MultiHeadAttention(config, layer_idx=layer_idx)
+        self.self_attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, mask=None, **kwargs: Unpack[TransformersKwargs]):
+        placed = x + positions
+        attended, _ = self.self_attention(placed, placed, x, mask, **kwargs)
+        x = self.self_attention_norm(x + self.dropout(attended))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+
+class DetrDecoderLayer(GradientCheckpointingLayer):
+    """Queries read each other, then the memory. `waves` is not used: a learned query says what it wants by itself."""
+
+    def __init__(self, config: AttnDetrConfig, layer_idx: int):
+        super().__init__()
+        self.self_attention = MultiHeadAttention(config, layer_idx=layer_idx)
+        self.self_attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self._add_cross_attention(config, layer_idx)
+        self.cross_attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def _add_cross_attention(self, config: AttnDetrConfig, layer_idx: int) -> None:
+        self.cross_attention = MultiHeadAttention(config, layer_idx=layer_idx)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        queries: torch.Tensor,
+        waves: torch.Tensor | None,
+        memory: torch.Tensor,
+        positions: torch.Tensor,
+        mask=None,
+        memory_mask=None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        placed = x + queries
+        attended, _ = self.self_attention(placed, placed, x, mask, **kwargs)
+        x = self.self_attention_norm(x + self.dropout(attended))
+        attended = self.read_memory(x, queries, waves, memory, positions, memory_mask, **kwargs)
+        x = self.cross_attention_norm(x + self.dropout(attended))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+    def read_memory(self, x, queries, waves, memory, positions, memory_mask, **kwargs) -> torch.Tensor:
+        attended, _ = self.cross_attention(x + queries, memory + positions, memory, memory_mask, **kwargs)
+        return attended
+
+
+class ConditionalCrossAttention(MultiHeadAttention):
+    """Content matches content and place matches place, each by itself, and the two scores add up
+    (Meng et al. 2021, "Conditional DETR", section 3.3)."""
+
+    def __init__(self, config: AttnDetrConfig, layer_idx: int = 0):
+        super().__init__(config, layer_idx=layer_idx)
+        self.scaling = (2 * self.head_dim) ** -0.5
+        self.q_position_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_position_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(  # type: ignore[override]
+        self, query, query_position, key, key_position, attention_mask=None, output_attentions=None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, queries, hidden_size) twice and (batch, keys, hidden_size) twice; returns as its base does."""
+        split = self._split_heads
+        q = torch.cat([split(self.q_proj(query)), split(self.q_position_proj(query_position))], dim=-1)
+        k = torch.cat([split(self.k_proj(key)), split(self.k_position_proj(key_position))], dim=-1)
+        attended, weights = self.read(q, k, split(self.v_proj(key)), attention_mask, output_attentions, **kwargs)
+        return self.out_proj(attended), weights
+
+
+class ConditionalDecoderLayer(DetrDecoderLayer):
+    """As `DetrDecoderLayer`, but a query looks around its anchor, as far as what it has read so far tells it."""
+
+    def _add_cross_attention(self, config: AttnDetrConfig, layer_idx: int) -> None:
+        self.cross_attention = ConditionalCrossAttention(config, layer_idx)
+        self.reach = MLP(config.hidden_size, config.hidden_size, config.hidden_size, layers=2)
+
+    def read_memory(self, x, queries, waves, memory, positions, memory_mask, **kwargs) -> torch.Tensor:
+        attended, _ = self.cross_attention(x, waves * self.reach(x), memory, positions, memory_mask, **kwargs)
+        return attended
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int):
+        super().__init__()
+        widths = [inputs, *[hidden] * (layers - 1), outputs]
+        self.layers = nn.ModuleList([nn.Linear(*pair) for pair in pairwise(widths)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+class BoxHead(MLP):
+    """(..., hidden_size) → (..., 4) cxcywh in (0, 1); beginning at the anchor, where there is one."""
+
+    def __init__(self, config: AttnDetrConfig):
+        super().__init__(config.hidden_size, config.hidden_size, 4, layers=3)
+        self.from_anchors = config.conditional_attention
+
+    def forward(self, x: torch.Tensor, anchors: torch.Tensor | None = None) -> torch.Tensor:
+        moved = super().forward(x).float()  # fractions of a large picture need more than bfloat16's 8 bits
+        if anchors is not None:
+            moved = moved + torch.logit(anchors.float(), eps=EDGE)
+        return moved.sigmoid().to(x.dtype) if x.dtype == torch.float64 else moved.sigmoid()
+
+
+class ClassHead(nn.Linear):
+    """Class logits of each query; a class of its own, for focal loss has it begin at a probability of 1 %."""
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+class AttnDetrPreTrainedModel(PreTrainedModel):
+    config: AttnDetrConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["TokensOfPictures", "DetrEncoderLayer", "DetrDecoderLayer", "ConditionalDecoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the authors' code: Glorot in the transformer, N(0, 1) for the queries, torch's own for heads and the 1×1
+        convolution. Their query, key and value projections are one matrix to Glorot, hence the gain of √½."""
+        super()._init_weights(module)
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            _init_as_torch(module)
+        if isinstance(module, MultiHeadAttention):
+            for projection in (module.q_proj, module.k_proj, module.v_proj):
+                init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))
+                init.zeros_(projection.bias)
+            init.xavier_uniform_(module.out_proj.weight)
+            init.zeros_(module.out_proj.bias)
+        elif isinstance(module, FeedForward):
+            init.xavier_uniform_(module.up_proj.weight)
+            init.xavier_uniform_(module.down_proj.weight)
+        elif isinstance(module, BoxHead) and module.from_anchors:
+            init.zeros_(module.layers[-1].weight)
+            init.zeros_(module.layers[-1].bias)
+        elif isinstance(module, ClassHead) and self.config.class_loss == "focal":
+            init.constant_(module.bias, -math.log(99.0))  # a probability of 1 %: Lin et al. 2017, section 3.3
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, AttnDetrModel) and module.anchors is not None:
+            init.copy_(module.anchors, torch.logit(torch.rand_like(module.anchors), eps=1e-3))
+
+
+def _init_as_torch(layer: nn.Linear | nn.Conv2d) -> None:
+    """What the constructors of torch do: uniform within ±1/√inputs."""
+    init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+    if layer.bias is not None:
+        bound = layer.weight[0].numel() ** -0.5
+        init.uniform_(layer.bias, -bound, bound)
+
+
+class DetrEncoder(AttnDetrPreTrainedModel):
+    _can_record_outputs = {
+        "hidden_states": DetrEncoderLayer,
+        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attention"),
+    }
+
+    def __init__(self, config: AttnDetrConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList([DetrEncoderLayer(config, i) for i in range(config.encoder_layers)])
+        self.gradient_checkpointing = False
+        self.post_init()
+        maybe_install_capturing_hooks(self)  # before any torch.compile, which cannot trace their installation
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        features: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Let (batch, tokens, hidden_size) features at their positions read each other; mask (batch, tokens)."""
+        x, mask = features, self_attention_mask(self.config, features, mask)
+        for layer in self.layers:
+            x = layer(x, positions, mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=x)
+
+
+class DetrDecoder(AttnDetrPreTrainedModel):
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(DetrDecoderLayer, index=0, num_hidden_layers_key="decoder_layers"),
+        "attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="self_attention"),
+        "cross_attentions": OutputRecorder(MultiHeadAttention, index=1, layer_name="cross_attention"),
+    }
+
+    def __init__(self, config: AttnDetrConfig):
+        super().__init__(config)
+        layer = ConditionalDecoderLayer if config.conditional_attention else DetrDecoderLayer
+        self.layers = nn.ModuleList([layer(config, i) for i in range(config.decoder_layers)])
+        self.final_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.box_head = BoxHead(config)
+        places = config.conditional_attention or config.denoising_groups
+        self.query_of_box = MLP(2 * config.hidden_size, config.hidden_size, config.hidden_size, 2) if places else None
+        self.gradient_checkpointing = False
+        self.post_init()
+        maybe_install_capturing_hooks(self)  # before any torch.compile, which cannot trace their installation
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        x: torch.Tensor,
+        queries: torch.Tensor | None,
+        anchors: torch.Tensor | None,
+        memory: torch.Tensor,
+        positions: torch.Tensor,
+        memory_mask: torch.Tensor | None = None,
+        group: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DetrDecoderOutput:
+        """Fill targets with what the queries find in the memory.
+
+        Args:
+            x: (batch, queries, hidden_size) the targets, zero at first.
+            queries: (batch, queries, hidden_size), or None: made of the anchors, anew in each layer.
+            anchors: (batch, queries, 4) cxcywh in [0, 1], with conditional attention; each layer moves them.
+            memory: (batch, tokens, hidden_size), at `positions`; memory_mask (batch, tokens).
+            group: (queries,) whole numbers; each query reads those of its group and of group 0. None: all read all.
+            mask: (batch, queries), 0 for a query that is none.
+        """
+        own_mask = (
+            self_attention_mask(self.config, x, mask)
+            if group is None
+            else grouped_attention_mask(self.config, x, mask, group)
+        )
+        memory_mask = cross_attention_mask(self.config, x, memory, memory_mask)
+        waves = None
+        states, boxes = [], []
+        for layer in self.layers:
+            if anchors is not None:
+                queries, waves = self.look_from(anchors)
+            x = layer(x, queries, waves, memory, positions, own_mask, memory_mask, **kwargs)
+            states.append(self.final_norm(x))  # a copy: the stream goes on as it was
+            boxes.append(self.box_head(states[-1], anchors))
+            anchors = None if anchors is None else boxes[-1].detach()
+        return DetrDecoderOutput(
+            last_hidden_state=states[-1],
+            intermediate_hidden_states=torch.stack(states),
+            intermediate_boxes=torch.stack(boxes),
+        )
+
+    def look_from(self, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The query of each (batch, queries, 4) box, and the waves of its centre: (batch, queries, hidden_size)."""
+        if self.query_of_box is None:
+            raise ValueError("this decoder has learned queries only: set conditional_attention or denoising_groups")
+        x, y, width, height = boxes.unbind(-1)
+        coordinates = torch.stack([y, x, height, width], dim=-1)  # rows first, as the tokens' positions
+        waves = fraction_sinusoids(coordinates, self.config.hidden_size // 2, float(self.config.position_temperature))
+        waves = waves.to(self.final_norm.weight.dtype)
+        return self.query_of_box(waves), waves[..., : self.config.hidden_size]
+
+
+class AttnDetrModel(AttnDetrPreTrainedModel):
+    """Backbone, encoder and decoder, up to the boxes; the classes are left to the head."""
+
+    def __init__(self, config: AttnDetrConfig):
+        super().__init__(config)
+        self.tokens = TokensOfPictures(config)
+        self.encoder = DetrEncoder(config)
+        self.decoder = DetrDecoder(config)
+        self.query_embedding: nn.Embedding | None = None
+        self.anchors: nn.Parameter | None = None
+        if config.conditional_attention:
+            self.anchors = nn.Parameter(torch.zeros(config.num_queries, 4))  # logits of cxcywh
+        else:
+            self.query_embedding = nn.Embedding(config.num_queries, config.hidden_size)
+        # What a noised query says it is; the last row is what those say that do not know, namely all in inference
+        self.class_embedding = (
+            nn.Embedding(config.num_labels + 1, config.hidden_size) if config.denoising_groups else None
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.tokens.backbone
+
+    def feature_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of the tokens that a picture of this size in pixels becomes."""
+        with torch.no_grad():
+            pixels = self.tokens.input_projection.weight.new_zeros(1, self.config.num_channels, height, width)
+            was_training, _ = self.training, self.backbone.eval()
+            rows, columns = self.backbone(pixels).shape[-2:]
+            self.backbone.train(was_training)
+        return rows, columns
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        noised: NoisedQueries | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AttnDetrModelOutput:
+        """Find `num_queries` things in each picture.
+
+        Args:
+            pixel_values: (batch, channels, height, width), normalised; smaller pictures stand at the top left.
+            pixel_mask: (batch, height, width), 1 where the picture is, 0 where it was padded; None: no padding.
+            noised: further queries, for training; their outputs come after those of the `num_queries`.
+
+        Raises:
+            ValueError: for pixels or a mask of another shape or kind.
+        """
+        tokens = self.tokens(pixel_values, pixel_mask)
+        encoded = self.encoder(tokens.features, tokens.positions, tokens.mask, **kwargs)
+        memory = encoded.last_hidden_state
+        decoded = self.decoder(
+            **self._targets(memory, noised),
+            memory=memory,
+            positions=tokens.positions,
+            memory_mask=tokens.mask,
+            **kwargs,
+        )
+        return AttnDetrModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            intermediate_hidden_states=decoded.intermediate_hidden_states,
+            intermediate_boxes=decoded.intermediate_boxes,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+        )
+
+    def _targets(self, memory: torch.Tensor, noised: NoisedQueries | None) -> dict[str, torch.Tensor | None]:
+        """What the decoder begins with: the targets, the queries or anchors, and who reads whom."""
+        batch, number = memory.shape[0], self.config.num_queries
+        x = memory.new_zeros(batch, number, self.config.hidden_size)
+        if self.class_embedding is not None:
+            x = x + self.class_embedding.weight[-1].to(memory.dtype)
+        queries = anchors = None
+        if self.query_embedding is not None:
+            queries = self.query_embedding.weight.expand(batch, -1, -1)
+        elif self.anchors is not None:
+            anchors = self.anchors.sigmoid().expand(batch, -1, -1)
+        if noised is None or self.class_embedding is None:
+            return {"x": x, "queries": queries, "anchors": anchors}
+
+        x = torch.cat([x, self.class_embedding(noised.noised_classes).to(x.dtype)], dim=1)
+        if queries is not None:
+            queries = torch.cat([queries, self.decoder.look_from(noised.noised_boxes)[0]], dim=1)
+        if anchors is not None:
+            anchors = torch.cat([anchors, noised.noised_boxes.to(anchors)], dim=1)
+        group = torch.cat([noised.group.new_zeros(number), noised.group])
+        mask = torch.cat([noised.classes.new_ones(batch, number), (noised.classes >= 0).long()], dim=1)
+        return {"x": x, "queries": queries, "anchors": anchors, "group": group, "mask": mask}
+
+
+class AttnDetrForObjectDetection(AttnDetrPreTrainedModel):
+    """The model, a linear layer to the classes, and the set loss."""
+
+    def __init__(self, config: AttnDetrConfig):
+        super().__init__(config)
+        self.model = AttnDetrModel(config)
+        self.class_head = ClassHead(config.hidden_size, config.num_class_logits)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> AttnDetrObjectDetectionOutput:
+        """Detect objects.
+
+        Args:
+            pixel_values: (batch, channels, height, width), normalised; smaller pictures stand at the top left.
+            pixel_mask: (batch, height, width), 1 where the picture is, 0 where it was padded; None: no padding.
+            labels: a dictionary for each picture, with `class_labels` (n,) integers and `boxes` (n, 4) cxcywh,
+                fractions of the visible picture.
+            num_items_in_batch: (3,) the sum of `loss_detr.count_items` over all batches of one optimizer step, by
+                which the loss is divided, so that accumulated small batches equal one large one; by default of this
+                batch.
+
+        Raises:
+            ValueError: for pixels, a mask or labels that do not fit; the message names the picture.
+        """
+        noised = None
+        if labels is not None:
+            check_labels(labels, self.config.num_labels, len(pixel_values))
+            if self.training and self.config.denoising_groups:
+                noised = noised_queries(labels, self.config, pixel_values.device)
+        outputs = self.model(pixel_values, pixel_mask, noised, **kwargs)
+
+        number = self.config.num_queries
+        states = (
+            outputs.intermediate_hidden_states
+            if self.config.auxiliary_loss
+            else outputs.intermediate_hidden_states[-1:]
+        )
+        every_logit = self.class_head(states)  # (layers, batch, queries, classes)
+        every_box = outputs.intermediate_boxes[-len(states) :]
+        logits, boxes = every_logit[:, :, :number], every_box[:, :, :number]
+
+        loss, terms = None, None
+        if labels is not None:
+            denoising = None
+            if noised is not None:
+                denoising = Denoising(
+                    logits=every_logit[:, :, number:],
+                    boxes=every_box[:, :, number:],
+                    classes=noised.classes,
+                    targets=noised.boxes,
+                    groups=self.config.denoising_groups,
+                )
+            loss, terms = detr_loss(logits, boxes, labels, self.config, num_items_in_batch, denoising)
+        return AttnDetrObjectDetectionOutput(
+            loss=loss,
+            loss_dict=terms,
+            logits=logits[-1],
+            pred_boxes=boxes[-1],
+            scores=class_scores(logits[-1], self.config.class_loss),
+            auxiliary_outputs=(
+                [{"logits": a, "pred_boxes": b} for a, b in zip(logits[:-1], boxes[:-1], strict=True)]
+                if self.config.auxiliary_loss
+                else None
+            ),
+            last_hidden_state=outputs.last_hidden_state[:, :number],
+            intermediate_hidden_states=outputs.intermediate_hidden_states[:, :, :number],
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
+
+
+def class_scores(logits: torch.Tensor, class_loss: str) -> torch.Tensor:
+    """(..., num_labels) probability of each class, in float32; that of "no object" is left out."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.sigmoid() if class_loss == "focal" else logits.softmax(dim=-1)[..., :-1]

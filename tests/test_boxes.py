@@ -1,0 +1,52 @@
+"""Boxes: there and back, and overlaps equal to torchvision's."""
+
+import torch
+import torchvision.ops
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from hf_attn.boxes import (
+    box_area,
+    box_iou,
+    cxcywh_to_xyxy,
+    elementwise_generalized_box_iou,
+    generalized_box_iou,
+    xyxy_to_cxcywh,
+)
+
+shares = st.floats(0.01, 1.0)
+
+
+@given(st.lists(st.tuples(shares, shares, shares, shares), min_size=1, max_size=5))
+def test_there_and_back(boxes):
+    boxes = torch.tensor(boxes, dtype=torch.float64)
+    assert_close(xyxy_to_cxcywh(cxcywh_to_xyxy(boxes)), boxes)
+
+
+def random_boxes(number: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return cxcywh_to_xyxy(torch.rand(number, 4, generator=generator, dtype=torch.float64) * 0.5 + 0.2)
+
+
+def test_overlaps_equal_torchvisions():
+    boxes, others = random_boxes(6, 0), random_boxes(9, 1)
+    assert_close(box_area(boxes), torchvision.ops.box_area(boxes))
+    assert_close(box_iou(boxes, others)[0], torchvision.ops.box_iou(boxes, others))
+    assert_close(generalized_box_iou(boxes, others), torchvision.ops.generalized_box_iou(boxes, others))
+
+
+def test_elementwise_is_the_diagonal_of_pairwise():
+    boxes, others = random_boxes(7, 2), random_boxes(7, 3)
+    assert_close(elementwise_generalized_box_iou(boxes, others), generalized_box_iou(boxes, others).diagonal())
+
+
+def test_giou_of_equal_boxes_is_one_and_of_distant_ones_nearly_minus_one():
+    box, far = torch.tensor([0.0, 0.0, 0.01, 0.01]), torch.tensor([0.99, 0.99, 1.0, 1.0])
+    assert elementwise_generalized_box_iou(box, box) == 1
+    assert elementwise_generalized_box_iou(box, far) < -0.99
+
+
+def test_half_precision_boxes_are_compared_in_float32():
+    boxes = random_boxes(3, 4)
+    assert generalized_box_iou(boxes.bfloat16(), boxes.bfloat16()).dtype == torch.float32
