@@ -5,6 +5,10 @@ from hf_attn.environment import check_torchvision, started_as_command
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttnDetrConfig",
+    "AttnDetrForObjectDetection",
+    "AttnDetrImageProcessor",
+    "AttnDetrModel",
     "AttnTranslatorConfig",
     "AttnTranslatorForConditionalGeneration",
     "AttnTranslatorModel",
@@ -14,6 +18,7 @@ __all__ = [
     "AttnViTForMaskedImageModeling",
     "AttnViTImageProcessor",
     "AttnViTModel",
+    "DetectionPipeline",
     "MultiHeadAttention",
     "NonLocalBlock",
     "TranslationPipeline",
@@ -27,10 +32,13 @@ if not started_as_command():  # the command line answers --help at once, and doe
     check_torchvision()  # before transformers, whose message about a broken one misleads
 
     from hf_attn.attention import MultiHeadAttention, NonLocalBlock, eager_attention, record_attention
+    from hf_attn.configuration_detr import AttnDetrConfig
     from hf_attn.configuration_translator import AttnTranslatorConfig
     from hf_attn.configuration_vit import AttnViTConfig
     from hf_attn.generation_translator import paper_generation_config
+    from hf_attn.image_processing_detr import AttnDetrImageProcessor
     from hf_attn.image_processing_vit import AttnViTImageProcessor
+    from hf_attn.modeling_detr import AttnDetrForObjectDetection, AttnDetrModel
     from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
     from hf_attn.modeling_vit import (
         AttnViTBackbone,
@@ -38,6 +46,7 @@ if not started_as_command():  # the command line answers --help at once, and doe
         AttnViTForMaskedImageModeling,
         AttnViTModel,
     )
+    from hf_attn.pipeline_detection import DetectionPipeline
     from hf_attn.pipeline_translation import TranslationPipeline
     from hf_attn.registration import register_all
     from hf_attn.tokenization_translator import train_tokenizer

@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers.image_processing_base import BatchFeature
-from transformers.image_processing_utils import BaseImageProcessor
 
+from .image_processing_base import PictureProcessor, choice, same_shape
 from .image_processing_conversion import from_timm_settings, from_transformers_settings
-from .image_processing_inputs import Picture, list_pictures, read_picture
+from .image_processing_inputs import Picture
 from .image_processing_resize import (
     CROP_OFFSETS,
-    RESAMPLING,
     RESIZE_MODES,
     center_crop,
     resize_with_pil,
@@ -43,10 +41,9 @@ SETTINGS = (
     "resize_mode",
     "size",
 )
-BOOKKEEPING = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")  # in files beside them
 
 
-class AttnViTImageProcessor(BaseImageProcessor):
+class AttnViTImageProcessor(PictureProcessor):
     """Prepares pictures with PIL.
 
     Each argument is also the name of an attribute, of an entry in preprocessor_config.json, and of an argument of the
@@ -74,7 +71,11 @@ class AttnViTImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]
-    backend = "pil"
+    settings = SETTINGS
+    name = "AttnViTImageProcessor"
+    translations = (
+        ". Settings of transformers' own processors are translated by from_transformers, those of timm by from_timm"
+    )
 
     def __init__(
         self,
@@ -93,31 +94,14 @@ class AttnViTImageProcessor(BaseImageProcessor):
         background: Sequence[int] | None = None,
         **bookkeeping: Any,
     ) -> None:
-        super().__init__()
-        unknown = sorted(set(bookkeeping) - set(BOOKKEEPING))
-        if unknown:
-            raise ValueError(
-                f"{type(self).__name__} has no setting {', '.join(unknown)}; it has {', '.join(SETTINGS)}. Settings "
-                "of transformers' own processors are translated by from_transformers, those of timm by from_timm"
-            )
-        if num_channels not in (1, 3):
-            raise ValueError(f"num_channels {num_channels!r} must be 3 for RGB or 1 for grey")
+        super().__init__(bookkeeping)
         if not 0 < crop_pct <= 1:
             raise ValueError(f"crop_pct {crop_pct!r} must be above 0 and at most 1: 0.9 keeps 90 % of each edge")
         self.size = _size(size)
-        self.do_resize = _choice("do_resize", do_resize, (True, False))
-        self.resize_mode = _choice("resize_mode", resize_mode, RESIZE_MODES)
+        self.resize_mode = choice("resize_mode", resize_mode, RESIZE_MODES)
         self.crop_pct = crop_pct
-        self.crop_offset = _choice("crop_offset", crop_offset, CROP_OFFSETS)
-        self.resample = _resampling(resample)
-        self.do_rescale = _choice("do_rescale", do_rescale, (True, False))
-        self.do_normalize = _choice("do_normalize", do_normalize, (True, False))
-        self.image_mean = _by_channel("image_mean", image_mean, num_channels)
-        self.image_std = _by_channel("image_std", image_std, num_channels)
-        if not all(deviation > 0 for deviation in self.image_std):
-            raise ValueError(f"image_std {self.image_std} must be above 0: values are divided by it")
-        self.num_channels = num_channels
-        self.background = _background(background)
+        self.crop_offset = choice("crop_offset", crop_offset, CROP_OFFSETS)
+        self.set_values(do_resize, resample, do_rescale, do_normalize, image_mean, image_std, num_channels, background)
 
     @classmethod
     def from_timm(cls, data_config: Mapping[str, Any]) -> "AttnViTImageProcessor":
@@ -142,30 +126,12 @@ class AttnViTImageProcessor(BaseImageProcessor):
         return cls(**from_transformers_settings(settings))
 
     @classmethod
-    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Built from what a file holds, ours or one of transformers' own, with the settings in `kwargs` instead.
+    def understood(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return from_transformers_settings(settings)
 
-        Called by `from_pretrained`; other `kwargs` are not ours, and `return_unused_kwargs=True` gives them back.
-        """
-        return_unused = kwargs.pop("return_unused_kwargs", False)
-        kind = image_processor_dict.get("image_processor_type", AttnViTImageProcessor.__name__)
-        if kind != AttnViTImageProcessor.__name__:
-            image_processor_dict = from_transformers_settings(image_processor_dict)
-        changes = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
-        processor = cls(**{**image_processor_dict, **changes})
-        return (processor, kwargs) if return_unused else processor
-
-    def to_dict(self) -> dict[str, Any]:
-        """What preprocessor_config.json holds. It names this class whatever the backend, which the reader chooses."""
-        stored = {name: getattr(self, name) for name in SETTINGS}
-        stored["resample"] = int(self.resample)
-        stored["image_processor_type"] = AttnViTImageProcessor.__name__
-        if self._auto_class is not None:  # set by register_for_auto_class: the code is saved beside the file
-            module = type(self).__module__.rsplit(".", 1)[-1]
-            stored["auto_map"] = {
-                self._auto_class: {name: f"{module}.{kind.__name__}" for name, kind in IMAGE_PROCESSORS.items()}
-            }
-        return stored
+    @classmethod
+    def backends(cls) -> Mapping[str, type]:
+        return IMAGE_PROCESSORS
 
     def preprocess(
         self,
@@ -192,12 +158,8 @@ class AttnViTImageProcessor(BaseImageProcessor):
             ValueError: if a picture cannot be used, or sizes differ that should be one batch.
         """
         if settings:
-            changed = type(self)(**{**{name: getattr(self, name) for name in SETTINGS}, **settings})
-            return changed.preprocess(images, return_tensors, input_data_format, device)
-        pictures = [
-            self._checked(read_picture(image, self.num_channels, self.background, input_data_format))
-            for image in list_pictures(images)
-        ]
+            return self.changed(settings).preprocess(images, return_tensors, input_data_format, device)
+        pictures = self.read(images, input_data_format)
         if self.do_resize and self.size is not None:
             resized = self._resize(pictures, (self.size["height"], self.size["width"]), device)
         else:
@@ -206,15 +168,6 @@ class AttnViTImageProcessor(BaseImageProcessor):
             return BatchFeature({"pixel_values": list(self._standardized(resized, device))})
         _check_equal_sizes(resized)
         return BatchFeature({"pixel_values": self._standardized(resized, device)}, tensor_type=return_tensors)
-
-    def _checked(self, picture: Picture) -> Picture:
-        levels = isinstance(picture, Image.Image) or picture.dtype == torch.uint8
-        if levels and not self.do_rescale:
-            raise ValueError(
-                "do_rescale=False takes pictures that are floats in [0, 1] already, and this one has grey levels 0 to "
-                "255; leave do_rescale as it is (True), which does not rescale floats in [0, 1] again"
-            )
-        return picture
 
     def _resize(
         self, pictures: list[Picture], size: tuple[int, int], device: str | torch.device | None
@@ -238,23 +191,6 @@ class AttnViTImageProcessor(BaseImageProcessor):
         if not pictures.is_floating_point():
             fill = torch.tensor([round(255 * mean) for mean in self.image_mean])
         return center_crop(pictures, size, fill, self.crop_offset)
-
-    def _standardized(self, pictures: list[torch.Tensor], device: str | torch.device | None) -> Any:
-        """Float32 values: one batch where all pictures have one shape, else a list."""
-        groups = same_shape(pictures)
-        standardized: list[torch.Tensor] = list(pictures)
-        for places in groups:
-            batch = torch.stack([pictures[place] for place in places]).to(device)
-            batch = batch.float().div_(255) if batch.dtype == torch.uint8 else batch
-            if self.do_normalize:
-                mean = torch.tensor(self.image_mean, device=batch.device).view(-1, 1, 1)
-                std = torch.tensor(self.image_std, device=batch.device).view(-1, 1, 1)
-                batch = batch.sub_(mean).div_(std)
-            if len(groups) == 1:
-                return batch
-            for place, picture in zip(places, batch, strict=True):
-                standardized[place] = picture
-        return standardized
 
 
 class AttnViTImageProcessorTorch(AttnViTImageProcessor):
@@ -289,14 +225,6 @@ IMAGE_PROCESSORS = {
 }
 
 
-def same_shape(pictures: Sequence[torch.Tensor]) -> list[list[int]]:
-    """The places of the pictures that can be stacked, group by group."""
-    groups: dict[Any, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        groups.setdefault((picture.shape, picture.dtype, picture.device), []).append(place)
-    return list(groups.values())
-
-
 def _check_equal_sizes(pictures: Sequence[torch.Tensor]) -> None:
     sizes = sorted({tuple(picture.shape[1:]) for picture in pictures})
     if len(sizes) > 1:
@@ -305,12 +233,6 @@ def _check_equal_sizes(pictures: Sequence[torch.Tensor]) -> None:
             f"pictures of {len(sizes)} sizes ({named}, height x width) do not fit into one tensor; give a size to "
             "resize them to, or leave return_tensors out"
         )
-
-
-def _choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
-    if value not in choices:
-        raise ValueError(f"{name} {value!r} is unknown; it must be one of {', '.join(map(repr, choices))}")
-    return value
 
 
 def _size(size: Any) -> dict[str, int] | None:
@@ -328,28 +250,3 @@ def _size(size: Any) -> dict[str, int] | None:
             "{'height': ..., 'width': ...}; proportions are kept by resize_mode='shortest_edge' or 'longest_edge'"
         )
     return {"height": edges[0], "width": edges[1]}
-
-
-def _resampling(resample: Any) -> Image.Resampling:
-    for known in RESAMPLING:
-        if resample in (known, known.name.lower()) and not isinstance(resample, bool):
-            return known
-    names = ", ".join(f"'{known.name.lower()}' ({int(known)})" for known in RESAMPLING)
-    raise ValueError(f"resample {resample!r} is unknown; it must be one of {names}")
-
-
-def _by_channel(name: str, values: Any, num_channels: int) -> list[float]:
-    values = list(values) if isinstance(values, Sequence) else [values] * num_channels
-    if len(values) != num_channels or not all(isinstance(value, (int, float)) for value in values):
-        raise ValueError(f"{name} {values} must be one number, or {num_channels}, one for each of num_channels")
-    return [float(value) for value in values]
-
-
-def _background(levels: Sequence[int] | None) -> list[int] | None:
-    if levels is None:
-        return None
-    if len(levels) != 3 or not all(type(level) is int and 0 <= level <= 255 for level in levels):
-        raise ValueError(
-            f"background {levels!r} must be three grey levels from 0 to 255, as [255, 255, 255] for white"
-        )
-    return list(levels)

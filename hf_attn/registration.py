@@ -9,12 +9,16 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
+    AutoModelForObjectDetection,
     AutoModelForSeq2SeqLM,
 )
 
+from hf_attn.configuration_detr import AttnDetrConfig
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.configuration_vit import AttnViTConfig
+from hf_attn.image_processing_detr import IMAGE_PROCESSORS as DETR_IMAGE_PROCESSORS
 from hf_attn.image_processing_vit import IMAGE_PROCESSORS
+from hf_attn.modeling_detr import AttnDetrForObjectDetection, AttnDetrModel
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
 from hf_attn.modeling_vit import (
     AttnViTBackbone,
@@ -22,6 +26,7 @@ from hf_attn.modeling_vit import (
     AttnViTForMaskedImageModeling,
     AttnViTModel,
 )
+from hf_attn.pipeline_detection import register_detection_pipeline
 from hf_attn.pipeline_translation import register_translation_pipeline
 
 MODELS: dict[Any, dict[Any, type]] = {
@@ -35,6 +40,10 @@ MODELS: dict[Any, dict[Any, type]] = {
         AutoModelForMaskedImageModeling: AttnViTForMaskedImageModeling,
         AutoBackbone: AttnViTBackbone,
     },
+    AttnDetrConfig: {
+        AutoModel: AttnDetrModel,
+        AutoModelForObjectDetection: AttnDetrForObjectDetection,
+    },
 }
 
 
@@ -45,4 +54,6 @@ def register_all() -> None:
         for auto_class, model in models.items():
             auto_class.register(config, model, exist_ok=True)
     AutoImageProcessor.register(AttnViTConfig, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
+    AutoImageProcessor.register(AttnDetrConfig, image_processor_classes=DETR_IMAGE_PROCESSORS, exist_ok=True)
+    register_detection_pipeline()
     register_translation_pipeline()

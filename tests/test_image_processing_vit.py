@@ -354,6 +354,7 @@ def test_the_code_travels_with_the_settings_and_both_backends_are_found(tmp_path
     monkeypatch.setattr(AttnViTImageProcessor, "_auto_class", "AutoImageProcessor")
     AttnViTImageProcessor(size=(48, 32)).save_pretrained(tmp_path)
     assert sorted(path.name for path in tmp_path.glob("*.py")) == [
+        "image_processing_base.py",
         "image_processing_conversion.py",
         "image_processing_inputs.py",
         "image_processing_resize.py",
