@@ -21,7 +21,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import nn
 from torchvision import transforms  # type: ignore[import-untyped]
 
-from hf_attn.image_processing_inputs import read_picture
+from hf_attn.image_processing_inputs import Picture, read_picture
 from hf_attn.image_processing_vit import AttnViTImageProcessor
 from hf_attn.training.resumable import seeded
 
@@ -138,7 +138,7 @@ class _Upright:
         upright = read_picture(picture, self.processor.num_channels, self.processor.background)
         if self.resize and not self._is_done(upright):
             return _as_pil(resized_grey_levels(self.processor, [picture])[0])
-        return upright if isinstance(upright, Image.Image) else _as_pil(_grey_levels(upright))
+        return as_8_bits(upright)
 
     def _is_done(self, picture: Image.Image | torch.Tensor) -> bool:
         """Whether resizing would change nothing; asking the processor takes longer than all else for small ones."""
@@ -155,6 +155,11 @@ def resized_grey_levels(processor: AttnViTImageProcessor, pictures: Sequence[Ima
 def _grey_levels(shares: torch.Tensor) -> torch.Tensor:
     """Values from 0 to 1 as uint8, exactly what they were if they came from 8 bits."""
     return (255 * shares).round().to(torch.uint8)
+
+
+def as_8_bits(picture: Picture) -> Image.Image:
+    """What `read_picture` gives, as a PIL picture."""
+    return picture if isinstance(picture, Image.Image) else _as_pil(_grey_levels(picture))
 
 
 def _as_pil(pixels: torch.Tensor) -> Image.Image:
@@ -231,8 +236,8 @@ def row_numbers(rows: Sequence[Mapping[str, Any]] | Mapping[str, torch.Tensor]) 
         return rows["index"]
     if any("index" not in row for row in rows):
         raise ValueError(
-            'the rows have no "index", from which random changes are drawn; take the data from load_pictures, or add '
-            'it: dataset.add_column("index", range(len(dataset)))'
+            'the rows have no "index", from which random changes are drawn; take the data from load_pictures or '
+            'load_detections, or add it: dataset.add_column("index", range(len(dataset)))'
         )
     return torch.tensor([row["index"] for row in rows])
 

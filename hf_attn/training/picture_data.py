@@ -11,7 +11,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import datasets
 from PIL import Image, UnidentifiedImageError
 
+from hf_attn.image_processing_inputs import EXIF_ORIENTATION
 from hf_attn.training.picture_files import SPLITS, Columns, Label, PictureSplit, find_splits
 
 PLACES_SHOWN = 3
@@ -31,14 +32,13 @@ DECODING_ERRORS += (struct.error, zlib.error, OverflowError, MemoryError)
 
 
 @dataclass
-class PictureReport:
-    """What `load_pictures` kept of the data, what it dropped and why, and how it was split."""
+class DataReport:
+    """What was kept of data made of pictures, what was dropped and why, and how it was split."""
 
     data: str
     class_names: list[str] = field(default_factory=list)
-    multi_label: bool = False
     pictures: dict[str, int] = field(default_factory=dict)  # of each split
-    by_class: dict[str, Counter[str]] = field(default_factory=dict)  # pictures of each split and class
+    by_class: dict[str, Counter[str]] = field(default_factory=dict)  # how many of each split and class
     dropped: Counter[str] = field(default_factory=Counter)  # pictures by reason
     first_dropped: dict[str, list[str]] = field(default_factory=dict)  # the first files by reason
     notes: list[str] = field(default_factory=list)
@@ -52,22 +52,38 @@ class PictureReport:
 
     def faults(self) -> list[str]:
         """One text for each reason, the most frequent first."""
-        return [
-            f"{count:,} x {reason}: {', '.join(self.first_dropped[reason])}{', ...' * (count > PLACES_SHOWN)}"
-            for reason, count in self.dropped.most_common()
+        return counted(self.dropped, self.first_dropped)
+
+    def class_lines(self) -> list[str]:
+        """A line for each of the first classes."""
+        lines = [
+            f"  {name}: " + ", ".join(f"{count[name]:,} {split}" for split, count in self.by_class.items())
+            for name in self.class_names[:CLASSES_SHOWN]
         ]
+        if len(self.class_names) > CLASSES_SHOWN:
+            lines.append(f"  and {len(self.class_names) - CLASSES_SHOWN:,} classes more")
+        return lines
+
+
+@dataclass
+class PictureReport(DataReport):
+    """What `load_pictures` kept of the data, what it dropped and why, and how it was split."""
+
+    multi_label: bool = False
 
     def __str__(self) -> str:
         kept = ", ".join(f"{count:,} {split}" for split, count in self.pictures.items())
         several = ", several of them a picture" if self.multi_label else ""
-        lines = [f"{self.data}: pictures of {len(self.class_names):,} classes{several}: {kept}"]
-        for name in self.class_names[:CLASSES_SHOWN]:
-            lines.append(
-                f"  {name}: " + ", ".join(f"{count[name]:,} {split}" for split, count in self.by_class.items())
-            )
-        if len(self.class_names) > CLASSES_SHOWN:
-            lines.append(f"  and {len(self.class_names) - CLASSES_SHOWN:,} classes more")
-        return "\n".join([*lines, *self.notes, *(f"dropped {fault}" for fault in self.faults())])
+        first = f"{self.data}: pictures of {len(self.class_names):,} classes{several}: {kept}"
+        return "\n".join([first, *self.class_lines(), *self.notes, *(f"dropped {fault}" for fault in self.faults())])
+
+
+def counted(counts: Counter[str], first: Mapping[str, Sequence[str]]) -> list[str]:
+    """One text for each thing that was counted, with its first places, the most frequent first."""
+    return [
+        f"{count:,} x {what}: {', '.join(first[what])}{', ...' * (count > len(first[what]))}"
+        for what, count in counts.most_common()
+    ]
 
 
 class Checked(NamedTuple):
@@ -118,11 +134,7 @@ def load_pictures(
     Raises FileNotFoundError or PermissionError if there is no such data or it may not be read, and ValueError for
     data without labels or with one class only, and for labels of validation or test that train does not have.
     """
-    if not 0 < validation_share < 0.5 or not 0 <= test_share < 0.5 or not 0 <= max_bad_share <= 1:
-        raise ValueError(
-            f"validation_share {validation_share} and test_share {test_share} must be shares below 0.5 and "
-            f"max_bad_share {max_bad_share} one up to 1"
-        )
+    check_shares(validation_share, test_share, max_bad_share)
     report = PictureReport(str(data) if isinstance(data, str | os.PathLike) else "the dataset")
     found = find_splits(data, Columns(image_column, label_column), config_name)
     _leave_out_unlabelled(found, report)
@@ -134,18 +146,28 @@ def load_pictures(
         for name, split in found.items()
     }
     report.class_names = _class_names(checked, report)
-    shares = {"validation": validation_share, "test": test_share}
-    missing = {name: share for name, share in shares.items() if name not in found and share}
-    rows = {name: split.rows for name, split in checked.items()} | _cut(checked["train"], missing, report, seed)
-    _note_repeated(checked, rows, report)
+    train = checked["train"]
+    missing = missing_splits(found, validation_share, test_share)
+    cut = cut_splits(_rows_by_class(train, report), train.digests, missing, report, seed)
+    rows = {name: split.rows for name, split in checked.items()} | cut
+    note_repeated({name: split.digests for name, split in checked.items()}, rows, report)
     splits = datasets.DatasetDict()
     for name in SPLITS:
         if name in rows:
-            source = checked.get(name, checked["train"]).split
+            source = checked.get(name, train).split
             splits[name] = _as_dataset(source, report).select(rows[name])
             report.pictures[name] = len(rows[name])
             report.by_class[name] = Counter(label for row in rows[name] for label in _names(source.labels[row]))
     return splits, report
+
+
+def check_shares(validation_share: float, test_share: float, max_bad_share: float) -> None:
+    """Raises ValueError for a share out of its range."""
+    if not 0 < validation_share < 0.5 or not 0 <= test_share < 0.5 or not 0 <= max_bad_share <= 1:
+        raise ValueError(
+            f"validation_share {validation_share} and test_share {test_share} must be shares below 0.5 and "
+            f"max_bad_share {max_bad_share} one up to 1"
+        )
 
 
 def _names(label: Label) -> list[str]:
@@ -220,18 +242,36 @@ def _as_dataset(split: PictureSplit, report: PictureReport) -> datasets.Dataset:
 
 def _check_pictures(name: str, split: PictureSplit, report: PictureReport, seed: int, allowed: float) -> Checked:
     """The good pictures of a split; reports the bad ones, or raises ValueError if they are more than allowed."""
-    bad = PictureReport(report.data)
-    rows, digests = [], {}
-    for row, finding in enumerate(_inspect_all(split.images, seed, f"Checking {name} pictures")):
-        reason = split.faults.get(row) or finding.reason or ("label is missing" * (split.labels[row] is None))
+    findings = inspect_all(split.images, seed, f"Checking {name} pictures")
+    faults = [
+        (split.faults.get(row) or finding.reason or "label is missing" * (split.labels[row] is None), finding.detail)
+        for row, finding in enumerate(findings)
+    ]
+    rows = good_rows(name, faults, split.place, report, allowed)
+    return Checked(split, rows, {row: findings[row].digest for row in rows})
+
+
+def good_rows(
+    name: str,
+    faults: Sequence[tuple[str, str]],
+    place: Callable[[int], str],
+    report: DataReport,
+    allowed: float,
+) -> list[int]:
+    """The rows of a split without a fault, of (reason, detail) for each row; reports the others.
+
+    Raises ValueError if the bad pictures are more than the `allowed` share, or if there is no good one.
+    """
+    bad = DataReport(report.data)
+    rows = []
+    for row, (reason, detail) in enumerate(faults):
         if reason:
-            place = split.place(row) + (f" ({finding.detail})" if finding.detail else "")
-            bad.drop(reason, place)
-            report.drop(reason, place)
+            where = place(row) + (f" ({detail})" if detail else "")
+            bad.drop(reason, where)
+            report.drop(reason, where)
         else:
             rows.append(row)
-            digests[row] = finding.digest
-    count, total = bad.dropped.total(), len(split.labels)
+    count, total = bad.dropped.total(), len(faults)
     if count > allowed * total:
         raise ValueError(
             f"{report.data}: {count:,} of {total:,} {name} pictures are bad: {'; '.join(bad.faults())}; correct or "
@@ -239,7 +279,7 @@ def _check_pictures(name: str, split: PictureSplit, report: PictureReport, seed:
         )
     if not rows:
         raise ValueError(f"{report.data}: {name} has no pictures that can be used of {total:,}; add some")
-    return Checked(split, rows, digests)
+    return rows
 
 
 class Finding(NamedTuple):
@@ -248,9 +288,11 @@ class Finding(NamedTuple):
     digest: bytes = b""
     reason: str = ""
     detail: str = ""
+    size: tuple[int, int] = (0, 0)  # (width, height) as stored
+    orientation: int = 1  # of EXIF: how the stored picture is to be turned
 
 
-def _inspect_all(images: datasets.Dataset, seed: int, description: str) -> list[Finding]:
+def inspect_all(images: datasets.Dataset, seed: int, description: str) -> list[Finding]:
     """Decode every picture, in threads, for Pillow decodes without holding Python's lock; keeps no pixels."""
     findings: list[Finding] = []
     threads = 4 * (os.cpu_count() or 1)  # waiting for the disk, some of them
@@ -281,16 +323,19 @@ def inspect_picture(image: dict[str, Any] | None, seed: int = 0) -> Finding:
     except OSError as error:
         return Finding(reason=f"cannot be read: {error.strerror}")
     digest = hashlib.blake2b(content, digest_size=16, salt=seed.to_bytes(16, "little", signed=True)).digest()
-    return _decoding_fault(content) or Finding(digest)
+    return _decode(content)._replace(digest=digest)
 
 
-def _decoding_fault(content: bytes) -> Finding | None:
+def _decode(content: bytes) -> Finding:
     if not content:
         return Finding(reason="empty file")
     try:
         with Image.open(io.BytesIO(content)) as picture:
+            size = picture.size
             picture.draft(None, (1, 1))  # a JPEG is read to its end, but computed at an eighth of its size
             picture.load()
+            orientation = picture.getexif().get(EXIF_ORIENTATION, 1)
+            return Finding(size=size, orientation=orientation if orientation in range(1, 9) else 1)
     except UnidentifiedImageError:
         drawing = b"<svg" in content[:1000]
         return Finding(reason="an SVG drawing; convert it to PNG" if drawing else "not a picture")
@@ -302,23 +347,42 @@ def _decoding_fault(content: bytes) -> Finding | None:
         )
     except DECODING_ERRORS as error:
         return Finding(reason="truncated or damaged", detail=str(error).partition("\n")[0])
-    return None
 
 
 # Splitting
 
 
-def _cut(train: Checked, missing: dict[str, float], report: PictureReport, seed: int) -> dict[str, list[int]]:
-    """Rows of the missing splits and of what is left of train."""
+def missing_splits(found: Container[str], validation_share: float, test_share: float) -> dict[str, float]:
+    """The share of each split that must be cut from train."""
+    shares = {"validation": validation_share, "test": test_share}
+    return {name: share for name, share in shares.items() if name not in found and share}
+
+
+def _rows_by_class(train: Checked, report: PictureReport) -> list[list[int]]:
     by_class: dict[str, list[int]] = {}
     for row in train.rows:  # pictures with several labels count as one class: their combinations are too many
         label = "" if report.multi_label else str(train.split.labels[row])
         by_class.setdefault(label, []).append(row)
-    parts = [_divide(rows, train.digests, missing) for rows in by_class.values()]
+    return list(by_class.values())
+
+
+def cut_splits(
+    classes: Sequence[list[int]],
+    digests: dict[int, bytes],
+    missing: dict[str, float],
+    report: DataReport,
+    seed: int,
+) -> dict[str, list[int]]:
+    """Rows of the missing splits and of what is left of train: a share of each class, chosen by the digests.
+
+    Raises ValueError if there are too few pictures.
+    """
+    parts = [_divide(rows, digests, missing) for rows in classes]
     cut = {name: sorted(row for part in parts for row in part[name]) for name in [*missing, "train"]}
     for name in missing:
         if not cut[name]:
-            raise ValueError(f"{report.data}: {len(train.rows)} pictures are too few to cut {name} from; give more")
+            total = sum(map(len, classes))
+            raise ValueError(f"{report.data}: {total} pictures are too few to cut {name} from; give more")
         report.notes.append(f"{name}: {len(cut[name]):,} pictures cut from the training data with seed {seed}")
     return cut
 
@@ -335,11 +399,11 @@ def _divide(rows: list[int], digests: dict[int, bytes], shares: dict[str, float]
     return {**parts, "train": [row for group in groups for row in group]}
 
 
-def _note_repeated(checked: dict[str, Checked], rows: dict[str, list[int]], report: PictureReport) -> None:
+def note_repeated(digests: dict[str, dict[int, bytes]], rows: dict[str, list[int]], report: DataReport) -> None:
     """Note how many pictures of validation and test occur in training: scores on them say nothing about new ones."""
-    training = {checked["train"].digests[row] for row in rows["train"]}
+    training = {digests["train"][row] for row in rows["train"]}
     for name in [name for name in rows if name != "train"]:
-        digests = checked.get(name, checked["train"]).digests
-        seen = sum(digests[row] in training for row in rows[name])
+        of_split = digests.get(name, digests["train"])
+        seen = sum(of_split[row] in training for row in rows[name])
         if seen:
             report.notes.append(f"{name}: {seen:,} of {len(rows[name]):,} pictures also occur in train")

@@ -47,6 +47,7 @@ class Columns(NamedTuple):
 
     image: str | None = None
     label: str | None = None
+    objects: str | None = None
 
 
 # Finding
@@ -70,7 +71,7 @@ def find_splits(
 
 
 def _find_in_directory(directory: Path, columns: Columns, config_name: str | None) -> dict[str, PictureSplit]:
-    entries = _visible(directory)
+    entries = visible(directory)
     idx_files = [path for path in entries if IDX_NAME.fullmatch(path.name)]
     if idx_files:
         return _read_idx_directory(idx_files)
@@ -78,7 +79,7 @@ def _find_in_directory(directory: Path, columns: Columns, config_name: str | Non
     if tables:
         return _read_tables(directory, tables, columns)
     folders = [path for path in entries if path.is_dir()]
-    if any(path.suffix in ARCHIVES for folder in [directory, *folders] for path in _visible(folder)):
+    if any(path.suffix in ARCHIVES for folder in [directory, *folders] for path in visible(folder)):
         return _load(directory, columns, config_name)
     if folders:
         return _read_folders(directory, folders)
@@ -90,7 +91,7 @@ def _find_in_directory(directory: Path, columns: Columns, config_name: str | Non
     raise ValueError(f"{directory} is empty; pictures are expected in folders named after their classes")
 
 
-def _visible(directory: Path) -> list[Path]:
+def visible(directory: Path) -> list[Path]:
     """Entries of a directory by name, without hidden ones and those that a desktop puts there."""
     try:
         entries = [path for path in directory.iterdir() if not path.name.startswith(".")]
@@ -104,7 +105,7 @@ def _read_file(path: Path, columns: Columns) -> PictureSplit:
     if suffix in TABLES:
         return _read_table(path, columns)
     if suffix == ".parquet":
-        with _as_one_line(path):
+        with as_one_line(path):
             return _read_dataset(datasets.Dataset.from_parquet(str(path)), str(path), columns, path.parent)
     raise ValueError(
         f"{path}: pictures are read from a directory with a folder for each class, from .csv, .tsv, .jsonl and "
@@ -112,7 +113,7 @@ def _read_file(path: Path, columns: Columns) -> PictureSplit:
     )
 
 
-def _names_of_splits(names: Sequence[str], place: str) -> dict[str, str]:
+def names_of_splits(names: Sequence[str], place: str) -> dict[str, str]:
     """Which of the names stands for which split; empty if none does."""
     found = {split: next((name for name in names if name.lower() in known), None) for split, known in SPLITS.items()}
     chosen = {split: name for split, name in found.items() if name is not None}
@@ -128,7 +129,7 @@ def _read_folders(directory: Path, folders: list[Path]) -> dict[str, PictureSpli
     """Pictures in class folders, or in class folders inside of folders named after splits."""
     known = {name for names in SPLITS.values() for name in names}
     # Folders of pictures with these names are classes: a train is a vehicle too
-    parts = [path.name for path in folders if path.name.lower() in known and any(p.is_dir() for p in _visible(path))]
+    parts = [path.name for path in folders if path.name.lower() in known and any(p.is_dir() for p in visible(path))]
     if not parts:
         return {"train": _read_class_folders(directory)}
     others = [path.name for path in folders if path.name not in parts]
@@ -137,32 +138,32 @@ def _read_folders(directory: Path, folders: list[Path]) -> dict[str, PictureSpli
             f"{directory} has the folders {', '.join(parts)} for splits beside {', '.join(others)}; move what is a "
             "class into train, and name splits train, validation and test"
         )
-    splits = _names_of_splits(parts, str(directory))
+    splits = names_of_splits(parts, str(directory))
     return {split: _read_class_folders(directory / name) for split, name in splits.items()}
 
 
 def _read_class_folders(directory: Path) -> PictureSplit:
     paths: list[str] = []
     labels: list[Label] = []
-    for folder in _visible(directory):
+    for folder in visible(directory):
         if folder.is_dir():
-            found = list(_files_below(folder))
+            found = list(files_below(folder))
             paths += found
             labels += [folder.name] * len(found)
     if not paths:
         raise ValueError(f"{directory} has no pictures in folders named after classes; put some there")
-    return PictureSplit(_images(paths), labels, paths.__getitem__)
+    return PictureSplit(undecoded(paths), labels, paths.__getitem__)
 
 
-def _files_below(folder: Path) -> Iterator[str]:
-    for path in _visible(folder):
+def files_below(folder: Path) -> Iterator[str]:
+    for path in visible(folder):
         if path.is_dir() and not path.is_symlink():  # which may lead round in a circle
-            yield from _files_below(path)
+            yield from files_below(path)
         else:
             yield str(path)
 
 
-def _images(paths: Sequence[str | None], contents: Sequence[bytes] | None = None) -> datasets.Dataset:
+def undecoded(paths: Sequence[str | None], contents: Sequence[bytes] | None = None) -> datasets.Dataset:
     """A dataset with the column `image`, not decoded, of paths or of the bytes of picture files."""
     files = [None] * len(paths) if contents is None else contents
     arrays = [pyarrow.array(files, pyarrow.binary()), pyarrow.array(paths, pyarrow.string())]
@@ -179,7 +180,7 @@ def _read_tables(directory: Path, tables: list[Path], columns: Columns) -> dict[
     if len(tables) == 1 and tables[0].stem.lower() not in (*SPLITS["validation"], *SPLITS["test"]):
         return {"train": _read_table(tables[0], columns)}
     by_stem = {path.stem: path for path in tables}
-    splits = _names_of_splits(list(by_stem), str(directory))
+    splits = names_of_splits(list(by_stem), str(directory))
     if len(splits) < len(tables):
         found = ", ".join(path.name for path in tables)
         raise ValueError(f"{directory} has {found}; give one of them, or name them train, validation and test")
@@ -216,7 +217,7 @@ def _read_table(path: Path, columns: Columns) -> PictureSplit:
         line = f"{path}:{rows[number][0]}"
         return line if paths[number] is None else f"{paths[number]} ({line})"
 
-    return PictureSplit(_images(paths), labels, place, faults=faults)
+    return PictureSplit(undecoded(paths), labels, place, faults=faults)
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any] | None]]:
@@ -303,7 +304,7 @@ def _read_idx_split(path: Path) -> PictureSplit:
     header = f"P5 {pictures.shape[2]} {pictures.shape[1]} 255\n".encode()  # a PGM file: the pixels, not compressed
     contents = [header + picture.tobytes() for picture in pictures]
     names = [str(number) for number in range(int(labels.max(initial=0)) + 1)]
-    images = _images([None] * len(contents), contents)
+    images = undecoded([None] * len(contents), contents)
     return PictureSplit(images, [names[label] for label in labels], lambda row: f"{path}:{row + 1}", names)
 
 
@@ -333,20 +334,26 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def _load(path: Path, columns: Columns, config_name: str | None) -> dict[str, PictureSplit]:
-    """Splits of a directory or Hub id that `datasets.load_dataset` understands."""
+    return _read_datasets(load_dataset(path, config_name), path.as_posix(), columns)
+
+
+def load_dataset(path: Path, config_name: str | None) -> datasets.DatasetDict:
+    """A directory or Hub id that `datasets.load_dataset` understands.
+
+    Raises FileNotFoundError or ValueError in one line if it does not, or if there are several configurations.
+    """
     name = path.as_posix()
     if not path.is_dir() and (path.suffix in (*TABLES, *ARCHIVES) or path.is_absolute() or len(path.parts) > 2):
         raise FileNotFoundError(f"{path}: no such file or directory")
-    with _as_one_line(path):
+    with as_one_line(path):
         configs = [config_name] if config_name else datasets.get_dataset_config_names(name)
         if len(configs) > 1:
             raise ValueError(f"{name} has several configurations, choose one by config_name: {', '.join(configs)}")
-        loaded = datasets.load_dataset(name, configs[0])
-    return _read_datasets(loaded, name, columns)
+        return datasets.load_dataset(name, configs[0])
 
 
 @contextmanager
-def _as_one_line(path: Path) -> Iterator[None]:
+def as_one_line(path: Path) -> Iterator[None]:
     """Says in one line that datasets could not read something, and why."""
     try:
         yield
@@ -359,41 +366,60 @@ def _as_one_line(path: Path) -> Iterator[None]:
 
 
 def _read_datasets(loaded: Any, name: str, columns: Columns) -> dict[str, PictureSplit]:
-    """Pictures of each split; a dataset with one split, whatever its name, counts as training data."""
+    return {
+        split: _read_dataset(dataset, place, columns) for split, (dataset, place) in named_splits(loaded, name).items()
+    }
+
+
+def named_splits(loaded: Any, name: str) -> dict[str, tuple[Any, str]]:
+    """Each split and what to call it; a dataset with one split, whatever its name, counts as training data."""
     if not isinstance(loaded, datasets.DatasetDict):
-        return {"train": _read_dataset(loaded, name, columns)}
+        return {"train": (loaded, name)}
     if len(loaded) == 1:
-        return {"train": _read_dataset(next(iter(loaded.values())), name, columns)}
-    splits = _names_of_splits(list(loaded), name)
+        return {"train": (next(iter(loaded.values())), name)}
+    splits = names_of_splits(list(loaded), name)
     if not splits:
         raise ValueError(f"{name} has no split train, but {', '.join(loaded)}")
-    return {split: _read_dataset(loaded[own], f"{name}/{own}", columns) for split, own in splits.items()}
+    return {split: (loaded[own], f"{name}/{own}") for split, own in splits.items()}
+
+
+def unformatted(dataset: Any, name: str) -> datasets.Dataset:
+    """The dataset with rows of plain Python values.
+
+    Raises ValueError for a stream, which has no rows to choose from.
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(f"{name} is a {type(dataset).__name__}; give a datasets.Dataset or DatasetDict, not streamed")
+    return dataset.with_format(None)
 
 
 def _read_dataset(dataset: Any, name: str, columns: Columns, base: Path = Path()) -> PictureSplit:
-    if not isinstance(dataset, datasets.Dataset):
-        raise ValueError(f"{name} is a {type(dataset).__name__}; give a datasets.Dataset or DatasetDict, not streamed")
-    dataset = dataset.with_format(None)
+    dataset = unformatted(dataset, name)
+    image = image_column(dataset.features, columns.image, name)
     features = dataset.features
-    pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     declared = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(pictures) != 1:
-        pictures = usual(pictures or list(features), IMAGE_COLUMNS) or pictures
-    image = choose_column(list(features), pictures, columns.image, "image", name)
     label = choose_column(
         list(features), usual(list(features), LABEL_COLUMNS) or declared, columns.label, "label", name
     )
     labels, class_names = _labels_of(dataset, label, name)
-    images = _undecoded(dataset.select_columns(image), image, name, base)
+    images = undecoded_column(dataset.select_columns(image), image, name, base)
     return PictureSplit(images, labels, lambda row: f"{name}:{row + 1}", class_names)
 
 
-def _undecoded(dataset: datasets.Dataset, column: str, name: str, base: Path) -> datasets.Dataset:
+def image_column(features: datasets.Features, chosen: str | None, name: str) -> str:
+    """The column that holds the pictures: the chosen one, the only one of pictures, or one with a usual name."""
+    pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(pictures) != 1:
+        pictures = usual(pictures or list(features), IMAGE_COLUMNS) or pictures
+    return choose_column(list(features), pictures, chosen, "image", name)
+
+
+def undecoded_column(dataset: datasets.Dataset, column: str, name: str, base: Path) -> datasets.Dataset:
     """The column as undecoded pictures named `image`; paths are relative to `base`."""
     feature = dataset.features[column]
     kind = getattr(feature, "dtype", None)
     if kind in ("string", "large_string"):
-        return _images([None if path is None else str(base / path) for path in dataset[column]])
+        return undecoded([None if path is None else str(base / path) for path in dataset[column]])
     if not (isinstance(feature, datasets.Image | dict) or kind in ("binary", "large_binary")):
         raise ValueError(f"{name}: column {column} holds {feature}, not pictures, their files' bytes or paths")
     dataset = dataset if column == "image" else dataset.rename_column(column, "image")
