@@ -29,6 +29,9 @@ class Tokens(NamedTuple):
 class Backbone(nn.Module):
     """A network of timm, or a ViT of this package, that makes one feature map.
 
+    What is frozen is frozen anew at every `train()` and `eval()`, because loading a checkpoint forgets it: to let it
+    learn after all, set `frozen_stride` to 0 and `frozen_batch_norm` to False first.
+
     Raises:
         ValueError: if timm has no such network, or cannot give feature maps of it.
         ImportError: if timm is needed and not installed.
@@ -37,6 +40,7 @@ class Backbone(nn.Module):
     def __init__(self, config: AttnDetrConfig):
         super().__init__()
         self.frozen_batch_norm = bool(config.frozen_batch_norm)
+        self.frozen_stride = config.frozen_stride or 0
         self.is_vit = config.backbone_config is not None
         self.body: Any
         self.channels: int
@@ -49,27 +53,25 @@ class Backbone(nn.Module):
             # Its weights come from timm or from a checkpoint: post_init must leave them alone
             for module in self.body.modules():
                 module._is_hf_initialized = True
-            _freeze_up_to_stride(self.body, config.frozen_stride or 0)
-        if self.frozen_batch_norm:
-            for norm in self._batch_norms():
-                norm.requires_grad_(False)
-            self.train(self.training)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
+        if self.frozen_stride and not self.is_vit:
+            _freeze_up_to_stride(self.body, self.frozen_stride)
         if self.frozen_batch_norm:
-            for norm in self._batch_norms():
-                norm.eval()
+            for module in self.body.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval().requires_grad_(False)
         return self
-
-    def _batch_norms(self) -> list[nn.Module]:
-        return [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) → (batch, feature channels, rows, columns)"""
         if self.is_vit:
             return self.body(pixel_values).feature_maps[-1]
-        return self.body(pixel_values)[-1]
+        features = self.body(pixel_values)[-1]
+        has_channels_last = features.shape[1] != self.channels  # timm's Swin and its like
+        return features.permute(0, 3, 1, 2) if has_channels_last else features
 
 
 def _vit_body(config: AttnDetrConfig) -> nn.Module:

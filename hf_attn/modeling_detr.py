@@ -107,10 +107,21 @@ class FeedForward(nn.Module):
         return self.down_proj(self.dropout(self.activation(self.up_proj(x))))
 
 
+def with_gains(attention: MultiHeadAttention) -> MultiHeadAttention:
+    """The same, with the gains of its projections under Glorot's initialisation: the authors' queries, keys and values
+    come from one matrix (3d, d), whose bound is √½ of that of three matrices (d, d)."""
+    for projection in attention.children():
+        if isinstance(projection, nn.Linear):
+            projection.gain = 1.0  # type: ignore[assignment]
+    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+        projection.gain = math.sqrt(0.5)  # type: ignore[assignment]
+    return attention
+
+
 class DetrEncoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: AttnDetrConfig, layer_idx: int):
         super().__init__()
-        self.self_attention = MultiHeadAttention(config, layer_idx=layer_idx)
+        self.self_attention = with_gains(MultiHeadAttention(config, layer_idx=layer_idx))
         self.self_attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -128,7 +139,7 @@ class DetrDecoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: AttnDetrConfig, layer_idx: int):
         super().__init__()
-        self.self_attention = MultiHeadAttention(config, layer_idx=layer_idx)
+        self.self_attention = with_gains(MultiHeadAttention(config, layer_idx=layer_idx))
         self.self_attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self._add_cross_attention(config, layer_idx)
         self.cross_attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -137,7 +148,7 @@ class DetrDecoderLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def _add_cross_attention(self, config: AttnDetrConfig, layer_idx: int) -> None:
-        self.cross_attention = MultiHeadAttention(config, layer_idx=layer_idx)
+        self.cross_attention = with_gains(MultiHeadAttention(config, layer_idx=layer_idx))
 
     def forward(
         self,
@@ -187,7 +198,7 @@ class ConditionalDecoderLayer(DetrDecoderLayer):
     """As `DetrDecoderLayer`, but a query looks around its anchor, as far as what it has read so far tells it."""
 
     def _add_cross_attention(self, config: AttnDetrConfig, layer_idx: int) -> None:
-        self.cross_attention = ConditionalCrossAttention(config, layer_idx)
+        self.cross_attention = with_gains(ConditionalCrossAttention(config, layer_idx))
         self.reach = MLP(config.hidden_size, config.hidden_size, config.hidden_size, layers=2)
 
     def read_memory(self, x, queries, waves, memory, positions, memory_mask, **kwargs) -> torch.Tensor:
@@ -195,13 +206,26 @@ class ConditionalDecoderLayer(DetrDecoderLayer):
         return attended
 
 
+class HeadLinear(nn.Linear):
+    """Begins as torch begins a linear layer; those of the transformer begin by Glorot."""
+
+
+class FromAnchors(HeadLinear):
+    """Begins at zero: boxes begin at their anchors."""
+
+
+class ClassHead(HeadLinear):
+    """Class logits of each query; under focal loss they begin at a probability of 1 %."""
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int):
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int, last: type[HeadLinear] = HeadLinear):
         super().__init__()
-        widths = [inputs, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList([nn.Linear(*pair) for pair in pairwise(widths)])
+        widths = [inputs, *[hidden] * (layers - 1)]
+        self.layers = nn.ModuleList([HeadLinear(*pair) for pair in pairwise(widths)])
+        self.layers.append(last(widths[-1], outputs))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
@@ -213,18 +237,15 @@ class BoxHead(MLP):
     """(..., hidden_size) → (..., 4) cxcywh in (0, 1); beginning at the anchor, where there is one."""
 
     def __init__(self, config: AttnDetrConfig):
-        super().__init__(config.hidden_size, config.hidden_size, 4, layers=3)
-        self.from_anchors = config.conditional_attention
+        last = FromAnchors if config.conditional_attention else HeadLinear
+        super().__init__(config.hidden_size, config.hidden_size, 4, layers=3, last=last)
 
     def forward(self, x: torch.Tensor, anchors: torch.Tensor | None = None) -> torch.Tensor:
-        moved = super().forward(x).float()  # fractions of a large picture need more than bfloat16's 8 bits
+        moved = super().forward(x)
+        moved = moved.to(torch.promote_types(moved.dtype, torch.float32))  # bfloat16's 8 bits are too few for a place
         if anchors is not None:
-            moved = moved + torch.logit(anchors.float(), eps=EDGE)
-        return moved.sigmoid().to(x.dtype) if x.dtype == torch.float64 else moved.sigmoid()
-
-
-class ClassHead(nn.Linear):
-    """Class logits of each query; a class of its own, for focal loss has it begin at a probability of 1 %."""
+            moved = moved + torch.logit(anchors.to(moved.dtype), eps=EDGE)
+        return moved.sigmoid()
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -246,22 +267,18 @@ class AttnDetrPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """As the authors' code: Glorot in the transformer, N(0, 1) for the queries, torch's own for heads and the 1×1
-        convolution. Their query, key and value projections are one matrix to Glorot, hence the gain of √½."""
+        convolution. transformers initialises modules with parameters of their own only, hence by their kind."""
         super()._init_weights(module)
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, (HeadLinear, nn.Conv2d)):
             _init_as_torch(module)
-        if isinstance(module, MultiHeadAttention):
-            for projection in (module.q_proj, module.k_proj, module.v_proj):
-                init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))
-                init.zeros_(projection.bias)
-            init.xavier_uniform_(module.out_proj.weight)
-            init.zeros_(module.out_proj.bias)
-        elif isinstance(module, FeedForward):
-            init.xavier_uniform_(module.up_proj.weight)
-            init.xavier_uniform_(module.down_proj.weight)
-        elif isinstance(module, BoxHead) and module.from_anchors:
-            init.zeros_(module.layers[-1].weight)
-            init.zeros_(module.layers[-1].bias)
+        elif isinstance(module, nn.Linear):
+            _init_as_torch(module)  # of which the bias stays
+            init.xavier_uniform_(module.weight, gain=getattr(module, "gain", 1.0))
+            if hasattr(module, "gain"):
+                init.zeros_(module.bias)
+        if isinstance(module, FromAnchors):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, ClassHead) and self.config.class_loss == "focal":
             init.constant_(module.bias, -math.log(99.0))  # a probability of 1 %: Lin et al. 2017, section 3.3
         elif isinstance(module, nn.Embedding):
