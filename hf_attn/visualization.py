@@ -46,7 +46,7 @@ def draw_alignment(
             f"weights are {tuple(weights.shape)} for {len(target_words)} target and {len(source_words)} source words; "
             "they must be (target words, source words), at least one of each"
         )
-    figure = _figure(2.5 + 0.45 * len(source_words), 1.8 + 0.4 * len(target_words))
+    figure = new_figure(2.5 + 0.45 * len(source_words), 1.8 + 0.4 * len(target_words))
     axes = figure.add_subplot()
     image = axes.imshow(weights.float().numpy(), cmap="Blues", vmin=0.0, aspect="auto")
     axes.set_xticks(range(len(source_words)), source_words, rotation=45, ha="left", rotation_mode="anchor")
@@ -77,13 +77,13 @@ def draw_attention(
     Raises:
         ValueError: if the heat is not (rows, columns) of finite numbers from 0 up.
     """
-    _check_heat(heat, "(rows, columns)", 2)
-    width, height = _fit(picture.width / picture.height, 4.0)
-    figure = _figure(2 * width + 0.1, height, layout=None)
+    check_heat(heat, "(rows, columns)", 2)
+    width, height = panel_size(picture.width / picture.height, 4.0)
+    figure = new_figure(2 * width + 0.1, height, layout=None)
     plain, heated = (_place(figure, left, width, height) for left in (0.0, width + 0.1))
-    _show_picture(plain, picture)
-    _show_picture(heated, picture, dimmed=True)
-    image = _show_heat(heated, heat, picture.size)
+    show_picture(plain, picture)
+    show_picture(heated, picture, dimmed=True)
+    image = show_heat(heated, heat, picture.size)
     clipped = heat.max().item() > image.get_clim()[1]
     bar = _color_bar(
         figure, heated, image, "share of the attention, per patch", extend="max" if clipped else "neither"
@@ -113,17 +113,17 @@ def draw_attention_heads(
     Raises:
         ValueError: if the maps are not (layers, heads, rows, columns) of finite numbers from 0 up.
     """
-    _check_heat(maps, "(layers, heads, rows, columns)", 4)
+    check_heat(maps, "(layers, heads, rows, columns)", 4)
     rows = range(len(maps)) if layers is None else layers
     columns = range(maps.shape[1]) if heads is None else heads
     if (len(rows), len(columns)) != tuple(maps.shape[:2]):
         raise ValueError(f"maps are {tuple(maps.shape)} for {len(rows)} layers and {len(columns)} heads")
-    width, height = _fit(picture.width / picture.height, 1.2)
-    figure = _figure(len(columns) * width + 0.4, len(rows) * height + 0.8)
+    width, height = panel_size(picture.width / picture.height, 1.2)
+    figure = new_figure(len(columns) * width + 0.4, len(rows) * height + 0.8)
     panels = figure.subplots(len(rows), len(columns), squeeze=False)
     for panel, heat in zip(panels.flat, maps.flatten(0, 1), strict=True):
-        _show_picture(panel, picture, dimmed=True)
-        _show_heat(panel, heat, picture.size)
+        show_picture(panel, picture, dimmed=True)
+        show_heat(panel, heat, picture.size)
     for panel, layer in zip(panels[:, 0], rows, strict=True):
         panel.set_ylabel(f"layer {layer}", fontsize=8)
     for panel, head in zip(panels[0], columns, strict=True):
@@ -150,18 +150,18 @@ def draw_classified(
     Raises:
         ValueError: if there are not as many captions and heat maps as pictures, or the heat maps are none.
     """
-    _check_heat(heats, "(pictures, rows, columns)", 3)
+    check_heat(heats, "(pictures, rows, columns)", 3)
     if not len(pictures) == len(captions) == len(heats):
         raise ValueError(
             f"{len(pictures)} pictures, {len(captions)} captions and {len(heats)} heat maps; give as many"
         )
-    figure = _figure(1.3 * len(pictures), 3.4)
+    figure = new_figure(1.3 * len(pictures), 3.4)
     panels = figure.subplots(2, len(pictures), squeeze=False)
     for (plain, heated), picture, caption, heat in zip(panels.T, pictures, captions, heats, strict=True):
-        _show_picture(plain, picture)
+        show_picture(plain, picture)
         plain.set_title(caption, fontsize=8)
-        _show_picture(heated, picture, dimmed=True)
-        _show_heat(heated, heat, picture.size)
+        show_picture(heated, picture, dimmed=True)
+        show_heat(heated, heat, picture.size)
     figure.suptitle(title, fontsize=10)
     write_png(figure, path)
 
@@ -192,8 +192,8 @@ def draw_position_similarity(
     gap = max(1, round(max(rows, columns) / 14))  # in cells, left white between the maps
     mosaic = functional.pad(cosines, (0, gap, 0, gap), value=float("nan")).transpose(1, 2).flatten(2).flatten(0, 1)
 
-    width, height = _fit(mosaic.shape[1] / mosaic.shape[0], 5.5)
-    figure = _figure(width, height, layout=None)
+    width, height = panel_size(mosaic.shape[1] / mosaic.shape[0], 5.5)
+    figure = new_figure(width, height, layout=None)
     axes = _place(figure, 0.0, width, height)
     image = axes.imshow(mosaic[:-gap, :-gap].numpy(), cmap="viridis", vmin=-1.0, vmax=1.0, interpolation="nearest")
     for axis, count, step in ((axes.yaxis, rows, steps[0]), (axes.xaxis, columns, steps[1])):
@@ -211,14 +211,14 @@ def draw_position_similarity(
 # --- parts of a figure ---------------------------------------------------------------------------------------------
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
+def new_figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> "Figure":
     """A figure of this size in inches; what reaches beyond is in the PNG as well."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)
 
 
-def _fit(aspect: float, longer: float) -> tuple[float, float]:
+def panel_size(aspect: float, longer: float) -> tuple[float, float]:
     """(width, height) in inches of a panel for a picture of this aspect; the shorter side is never a mere line."""
     shorter = max(longer * min(aspect, 1 / aspect), 0.4 * longer)
     return (longer, shorter) if aspect >= 1 else (shorter, longer)
@@ -230,7 +230,7 @@ def _place(figure: "Figure", left: float, width: float, height: float) -> "Axes"
     return figure.add_axes((left / figure_width, 0.0, width / figure_width, height / figure_height))
 
 
-def _show_picture(axes: "Axes", picture: "Image", dimmed: bool = False) -> None:
+def show_picture(axes: "Axes", picture: "Image", dimmed: bool = False) -> None:
     """Fill axes with a picture, one unit a pixel; dimmed it is grey and dark, so that colour means heat."""
     width, height = picture.size
     shown = picture.convert("RGB")
@@ -243,7 +243,7 @@ def _show_picture(axes: "Axes", picture: "Image", dimmed: bool = False) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _show_heat(axes: "Axes", heat: torch.Tensor, size: tuple[int, int]) -> "AxesImage":
+def show_heat(axes: "Axes", heat: torch.Tensor, size: tuple[int, int]) -> "AxesImage":
     """Lay a heat map over a picture of (width, height) pixels, the more opaque the hotter."""
     width, height = size
     values = heat.detach().float().cpu()
@@ -267,7 +267,7 @@ def _color_bar(figure: "Figure", axes: "Axes", image: "AxesImage", label: str, *
     return bar
 
 
-def _check_heat(heat: torch.Tensor, shape: str, dimensions: int) -> None:
+def check_heat(heat: torch.Tensor, shape: str, dimensions: int) -> None:
     if heat.ndim != dimensions or not heat.numel():
         raise ValueError(f"the heat is {tuple(heat.shape)}; it must be {shape}")
     if not (heat.isfinite() & (heat >= 0)).all():
