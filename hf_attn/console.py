@@ -353,6 +353,8 @@ class TrainingProgress:
         "eval_chrf": "chrF {:.1f}",
         "eval_accuracy": "accuracy {:.1%}",
         "eval_mean_average_precision": "mean average precision {:.1%}",
+        "eval_ap": "AP {:.1%}",
+        "eval_ap50": "AP50 {:.1%}",
         "target_tokens_per_second": "{:,.0f} target tokens/s",
         "pictures_per_second": "{:,.0f} pictures/s",
     }

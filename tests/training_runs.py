@@ -2,7 +2,7 @@
 processes.
 
     python training_runs.py translator <directory>     leaves <directory>/<name of the run>/ for each, and
-    python training_runs.py vit <directory>            outcomes.json
+    python training_runs.py vit <directory>            outcomes.json; so does detr
 
 A script of its own, because it kills itself: each training is a fork of a process that has imported everything once.
 """
@@ -22,13 +22,19 @@ import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from hf_attn.image_processing_detr import AttnDetrImageProcessor
 from hf_attn.training import checkpoints, resumable
 from hf_attn.training import trainer as trainer_module
 from hf_attn.training.callbacks import TrainingInterrupted
+from hf_attn.training.detection_augmentation import DetectionCollator, detection_transform
+from hf_attn.training.detection_rows import DetectionRows
+from hf_attn.training.detr_evaluation import EvaluationCollator
+from hf_attn.training.detr_trainer import DetrTrainer, DetrTrainingArguments
 from hf_attn.training.sampler import TranslationCollator
 from hf_attn.training.trainer import TranslatorTrainer, TranslatorTrainingArguments
 from hf_attn.training.vit_trainer import ViTTrainer, ViTTrainingArguments
-from tests.tiny import tiny_translator, tiny_vit
+from tests.detection_shapes import SHAPES, scenes
+from tests.tiny import tiny_detr, tiny_translator, tiny_vit
 
 COLLATOR = TranslationCollator(SimpleNamespace(pad_token_id=1))
 STEPS = 14
@@ -125,6 +131,51 @@ def vit(directory: Path, workers: int = 0, dropout: float = 0.2, **changes) -> V
     model = tiny_vit(dropout=dropout, drop_path_rate=dropout)
     rows, unseen = ChangedPictures(44, seed=1), ChangedPictures(10, seed=2)
     made = ViTTrainer(model, arguments, mix, rows, unseen, eval_collator=stack)
+    made.remove_callback(PrinterCallback)
+    return made
+
+
+def detr(directory: Path, workers: int = 0, dropout: float = 0.2, **changes) -> DetrTrainer:
+    """Live batch norm, denoising, dropout and random crops: whatever draws or keeps something."""
+    settings = {"gradient_accumulation_steps": 2, "frozen_batch_norm": False, **changes}
+    frozen = settings.pop("frozen_batch_norm")
+    arguments = DetrTrainingArguments(
+        output_dir=str(directory),
+        per_device_train_batch_size=2,
+        max_steps=STEPS,
+        learning_rate=1e-3,
+        backbone_learning_rate=1e-3,
+        ema_decay=0.9,
+        average_last=2,
+        eval_strategy="steps",
+        eval_steps=7,
+        save_strategy="steps",
+        save_steps=3,
+        logging_steps=2,
+        dataloader_num_workers=workers,
+        bf16=False,
+        use_cpu=True,
+        disable_tqdm=True,
+        **settings,
+    )
+    noise = {} if frozen else {"denoising_groups": 2, "conditional_attention": True}
+    numbers = {name: number for number, name in enumerate(SHAPES)}
+    names = {"id2label": dict(enumerate(SHAPES)), "label2id": numbers}
+    model = tiny_detr(dropout=dropout, frozen_batch_norm=frozen, **names, **noise)
+    processor = AttnDetrImageProcessor(size={"longest_edge": 32})
+    transform = detection_transform(scales=(24, 32), longest_edge=32, crop=(0.5, 1.0), crop_scales=None)
+    rows = {
+        split: DetectionRows(scenes(number, 32, first), split, numbers)
+        for split, number, first in (("train", 22, 0), ("validation", 3, 100))
+    }
+    made = DetrTrainer(
+        model,
+        arguments,
+        data_collator=DetectionCollator(processor, transform),
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
+        eval_collator=EvaluationCollator(processor),
+    )
     made.remove_callback(PrinterCallback)
     return made
 
@@ -311,10 +362,30 @@ def vit_runs(directory: Path) -> dict[str, list[int]]:
     return outcomes
 
 
+def detr_as_two(directory: Path) -> DetrTrainer:
+    batches = resumable.RowBatches
+    resumable.RowBatches = lambda rows, size, seed, processes, drop_last: batches(rows, size, seed, 2, drop_last)
+    return detr(directory, dropout=0.0, frozen_batch_norm=True)
+
+
+def detr_frozen(directory: Path, **settings) -> DetrTrainer:
+    """What one process and two do alike: batch norm would see other batches."""
+    return detr(directory, frozen_batch_norm=True, **settings)
+
+
+def detr_runs(directory: Path) -> dict[str, list[int]]:
+    outcomes = {"undisturbed": [train(directory / "undisturbed", make=detr)]}
+    for name, disturb in VIT_KILLS.items():
+        outcomes[name] = [train(directory / name, disturb, detr), train(directory / name, make=detr)]
+    outcomes["one_as_two"] = [train(directory / "one_as_two", make=detr_as_two)]
+    outcomes["two"] = train_on_two(directory / "two", make=detr_frozen)
+    return outcomes
+
+
 def main(model: str, directory: Path) -> None:
     torch.set_num_threads(1)
     gc.freeze()  # the Trainer collects garbage; each fork would search all that was imported
-    outcomes = {"translator": translator_runs, "vit": vit_runs}[model](directory)
+    outcomes = {"translator": translator_runs, "vit": vit_runs, "detr": detr_runs}[model](directory)
     (directory / "outcomes.json").write_text(json.dumps(outcomes))
     os._exit(0)  # what was frozen cannot be taken down in order
 

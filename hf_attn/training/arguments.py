@@ -7,7 +7,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_attn.training.optimization import choose_bf16
+from hf_attn.training.optimization import DECAYS, choose_bf16
 
 
 @dataclass
@@ -147,4 +147,43 @@ class ViTTrainingArguments(ResumableTrainingArguments):
             raise ValueError(f"layer_decay {self.layer_decay} is not above 0 and at most 1; 1 turns it off")
         if not 0 <= self.learning_rate_floor <= 1:
             raise ValueError(f"learning_rate_floor {self.learning_rate_floor} is not from 0 to 1")
+        super().__post_init__()
+
+
+@dataclass
+class DetrTrainingArguments(ResumableTrainingArguments):
+    """Arguments of `DetrTrainer`; the defaults are the optimizer and schedule of Carion et al. 2020, section 4.
+
+    AdamW at 1e-4, the backbone at 1e-5, weight decay 1e-4 of everything, gradients clipped to norm 0.1, and a tenth of
+    the learning rates after two thirds of the run (200 of 300 epochs).
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate, but of the backbone."})
+    backbone_learning_rate: float = field(default=1e-5, metadata={"help": "Highest learning rate of the backbone."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Of all parameters."})
+    max_grad_norm: float = field(default=0.1, metadata={"help": "Longer gradients are shortened to this norm."})
+    warmup_steps: float = field(
+        default=0, metadata={"help": "Steps until the learning rate is highest; below 1, a share of the run."}
+    )
+    lr_scheduler_type: str = field(  # type: ignore[assignment]
+        default="cosine", metadata={"help": "'cosine': as decay and decay_from say; or another of transformers."}
+    )
+    decay: str = field(
+        default="step", metadata={"help": "How the learning rate falls: 'step', to a tenth; or 'cosine', to zero."}
+    )
+    decay_from: float = field(default=2 / 3, metadata={"help": "Share of the run after which it falls."})
+    drawn_pictures: int = field(default=6, metadata={"help": "Validation pictures drawn in each evaluation. 0: none."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Hide columns that forward has no name for; pictures are such a column."}
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.decay_from <= 1:
+            raise ValueError(f"decay_from {self.decay_from} is not a share of the run, from 0 to 1")
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay {self.decay!r} is unknown; use {' or '.join(map(repr, DECAYS))}")
+        if self.drawn_pictures < 0:
+            raise ValueError(f"drawn_pictures {self.drawn_pictures} is below 0")
+        if self.early_stopping_patience and self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "ap", True
         super().__post_init__()

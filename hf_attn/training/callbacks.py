@@ -136,13 +136,12 @@ class WeightAverage(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         if not self.average:
-            parameters = kwargs["model"].named_parameters()  # tied weights come once
-            self.average = {name: value.detach().clone() for name, value in parameters}
+            self.average = {name: value.detach().clone() for name, value in averaged(kwargs["model"])}
 
     @torch.no_grad()
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        weights = [value for _, value in kwargs["model"].named_parameters()]
+        weights = [value for _, value in averaged(kwargs["model"])]
         torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
     def save(self, directory: Path) -> None:
@@ -158,11 +157,18 @@ class WeightAverage(TrainerCallback):
         if not file.is_file():
             raise FileNotFoundError(f"{file} is not there: {directory} was trained without ema_decay; leave it out")
         saved = load_file(file, device=str(model.device))
-        self.average = {name: saved[name] for name, _ in model.named_parameters()}
+        self.average = {name: saved[name] for name, _ in averaged(model)}
 
     def save_model(self, model: PreTrainedModel, output: Path) -> Path:
         """Write the model with the averaged weights, for `from_pretrained`; the model given stays as it is."""
         return save_with_weights(model, {**model.state_dict(), **self.average}, output)
+
+
+def averaged(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """What an average of the weights is of, by name: the parameters, tied ones once, and batch norm's statistics."""
+    yield from model.named_parameters()
+    stored = model.state_dict(keep_vars=True)
+    yield from ((name, value) for name, value in model.named_buffers() if name in stored and value.is_floating_point())
 
 
 class EarlyStopping(EarlyStoppingCallback):

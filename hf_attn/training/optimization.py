@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel
 
+DECAYS = ("step", "cosine")
 BF16_PAYS_FROM = 128  # hidden size below which a CPU spends more time on casting than it saves on multiplying
 
 
@@ -87,6 +88,56 @@ class CosineSchedule(LRScheduler):
         return {name: value for name, value in super().state_dict().items() if name != "ask_progress"}
 
 
+class LateDecay(LRScheduler):
+    """Linear warm-up, then a constant rate, and less towards the end of the run (Carion et al. 2020, section 4: a
+    tenth in the last third).
+
+    As in `CosineSchedule`, progress is asked for at every step, and each parameter group keeps its own peak.
+
+    Args:
+        progress: from a number of finished steps to the share of the run that is over, from 0 to 1.
+        warmup: steps until the peak, if at least 1; below 1, the share of the run.
+        decay: "step": a tenth from `decay_from` on; "cosine": from there half a cosine, down to zero at the end.
+        decay_from: share of the run.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        progress: Callable[[int], float],
+        warmup: float,
+        decay: str = "step",
+        decay_from: float = 2 / 3,
+    ):
+        if decay not in DECAYS:
+            raise ValueError(f"decay {decay!r} is unknown; use {' or '.join(map(repr, DECAYS))}")
+        if warmup < 0:
+            raise ValueError(f"a warm-up of {warmup} is below 0; give steps, or a share of the run below 1")
+        self.ask_progress = progress
+        self.warmup = warmup
+        self.decay = decay
+        self.decay_from = decay_from
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        factor = self._factor(self.last_epoch, min(self.ask_progress(self.last_epoch), 1.0))
+        return [peak * factor for peak in self.base_lrs]
+
+    def _factor(self, step: int, progress: float) -> float:
+        done = step if self.warmup >= 1 else progress
+        if done < self.warmup:
+            return done / self.warmup
+        if progress < self.decay_from:
+            return 1.0
+        if self.decay == "step":
+            return 0.1
+        left = 1 - self.decay_from
+        return 0.5 * (1 + math.cos(math.pi * (progress - self.decay_from) / left)) if left else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().state_dict().items() if name != "ask_progress"}
+
+
 def has_weight_decay(name: str, parameter: torch.Tensor) -> bool:
     """Whether a parameter is pulled towards zero: matrices and kernels called `weight` are, nothing else.
 
@@ -142,6 +193,30 @@ def layer_decay_groups(
         }
         for (layer, decays), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
     ]
+
+
+def backbone_groups(
+    model: nn.Module, weight_decay: float, learning_rate: float, backbone_learning_rate: float
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: a detector's backbone learns at a rate of its own (Carion et al. 2020).
+
+    Everything decays, as in the authors' code. Parameters that need no gradient are left out.
+
+    Returns:
+        The group of all but the backbone, then that of the backbone where it learns; `params`, `lr`, `weight_decay`.
+
+    Raises:
+        ValueError: if nothing in the model is trained.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("no parameter of the model requires a gradient; unfreeze some")
+    groups = []
+    for of_backbone, rate in ((False, learning_rate), (True, backbone_learning_rate)):
+        parameters = [parameter for name, parameter in trained if (".backbone." in name) == of_backbone]
+        if parameters:
+            groups.append({"params": parameters, "lr": rate, "weight_decay": weight_decay})
+    return groups
 
 
 def device_type() -> str:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import datasets
 import torch
+from transformers import AutoConfig
 
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration
@@ -156,16 +157,48 @@ class TranslatorSettings(TrainingSettings):
 def check_data(data: datasets.DatasetDict, settings: TranslatorSettings) -> None:
     """Raise a ValueError unless there is a train split, one to validate on where early stopping needs it, and every
     split has the text columns `source` and `target`."""
-    if settings.early_stopping_patience and not len(data.get("validation", [])):
-        raise ValueError("early stopping needs a validation split; leave early_stopping_patience out")
-    if "train" not in data or not len(data["train"]):
-        raise ValueError(f"the data have no train split with pairs in it, only {', '.join(data) or 'nothing'}")
+    check_splits(data, settings, "pairs")
     for split, pairs in data.items():
         missing = {"source", "target"} - set(pairs.column_names)
         if missing:
             raise ValueError(
                 f"the {split} split has no column {sorted(missing)[0]!r}, only {', '.join(pairs.column_names)}"
             )
+
+
+def check_splits(data: datasets.DatasetDict, settings: TrainingSettings, what: str) -> None:
+    """Raise a ValueError unless there is a train split, and one to validate on where early stopping needs it."""
+    if settings.early_stopping_patience and not len(data.get("validation", [])):
+        raise ValueError("early stopping needs a validation split; leave early_stopping_patience out")
+    if "train" not in data or not len(data["train"]):
+        raise ValueError(f"the data have no train split with {what} in it, only {', '.join(data) or 'nothing'}")
+
+
+def read_base_config(base_model: str, model_type: str, maker: str) -> Any:
+    """The configuration of a model to go on from, in a directory or on the Hub.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is of another type than `model_type`; `maker` names the function that makes those.
+    """
+    directory = Path(base_model)
+    if directory.is_dir() and not (directory / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{base_model} is no model to go on from: it has no config.json; give another directory"
+        )
+    try:
+        base = AutoConfig.from_pretrained(base_model)
+    except OSError as error:
+        if directory.is_dir():
+            raise
+        raise FileNotFoundError(
+            f"there is no directory {base_model}, and no such model could be had from the Hub; check the name"
+        ) from error
+    if base.model_type != model_type:
+        raise ValueError(
+            f"{base_model} is a model of type {base.model_type!r}, not {model_type!r}; give one that {maker} made"
+        )
+    return base
 
 
 def fingerprint(pairs: datasets.Dataset) -> str:
@@ -232,3 +265,24 @@ def _check_room(output_dir: Path, settings: TrainingSettings, number_of_weights:
             f"{kept} checkpoints and the model need {needed / 1e9:.1f} GB in {output_dir}, but {free / 1e9:.1f} GB "
             "are free; make room, choose another directory, or lower average_last"
         )
+
+
+def picture_fingerprint(split: datasets.Dataset, label: str = "label") -> str:
+    """SHA-256 of the column `label`, of the pictures that the data hold, and of name and size of those that they only
+    point to."""
+    digest = hashlib.sha256()
+    plain = split.select_columns(["image", label]).cast_column("image", datasets.Image(decode=False))
+    for batch in plain.iter(batch_size=1000):
+        for picture, right in zip(batch["image"], batch[label], strict=True):
+            content = _content(picture)
+            digest.update(f"{right} {len(content)} ".encode() + content)
+    return digest.hexdigest()
+
+
+def _content(picture: dict[str, Any] | None) -> bytes:
+    if picture is None:
+        return b""
+    if picture["bytes"] is not None:
+        return picture["bytes"]
+    file = Path(picture["path"])
+    return f"{file.name} {file.stat().st_size if file.is_file() else None}".encode()

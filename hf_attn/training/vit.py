@@ -5,9 +5,8 @@ pictures → random changes → training with checkpoints → averaged model →
 All of it survives a kill at any moment: the same call with `resume=True` goes on from what is complete on disk.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,21 @@ from hf_attn.training.augmentation import (
     train_transform,
 )
 from hf_attn.training.callbacks import Progress, ProgressEvent, ProgressListener
-from hf_attn.training.checkpoints import (
-    complete_checkpoints,
-    move_files,
-    no_progress_bars,
-    whole_directory,
-    whole_file,
-)
+from hf_attn.training.checkpoints import complete_checkpoints, no_progress_bars
 from hf_attn.training.mixup import MixupCutmixCollator
 from hf_attn.training.optimization import choose_bf16, device_type
 from hf_attn.training.report import training_facts
+from hf_attn.training.runs import (
+    began_with,
+    final_scores,
+    last_step,
+    recipe,
+    save_model,
+    save_processor,
+    shape,
+    steps_between_evaluations,
+    write_metrics,
+)
 from hf_attn.training.settings import open_run
 from hf_attn.training.vit_evaluation import ViTEvaluation, evaluate_vit
 from hf_attn.training.vit_labels import LabelledPictures, class_names, count_labels, is_multi_label
@@ -46,10 +50,7 @@ from hf_attn.training.vit_report import hardware, plot_confusion, plot_learning_
 from hf_attn.training.vit_settings import PRESETS, ViTSettings, check_picture_data
 from hf_attn.training.vit_trainer import ViTTrainer
 
-NO_END = 1_000_000_000  # steps, where only the time limits a run
-FEWEST_STEPS_BETWEEN_CHECKPOINTS = 100
 MEMORY_FOR_PICTURES = 2000  # MB, of a split that is decoded once
-PROCESSOR_FILE = "preprocessor_config.json"
 
 
 @dataclass
@@ -99,7 +100,7 @@ def train_vit(
     tell = progress or (lambda event: None)
     output_dir = Path(output_dir)
     check_picture_data(data, run)
-    last_step = _last_step(len(data["train"]), run)
+    last = last_step(len(data["train"]), run)
     config = run.configuration(class_names(data["train"]), is_multi_label(data["train"]))
     rows = {
         split: LabelledPictures(data[split], split, config.label2id)
@@ -108,16 +109,14 @@ def train_vit(
     }
     processor = _processor(output_dir, processor, run, config, resume)
     open_run(output_dir, run, data, resume)
-    _save_processor(processor, output_dir)
+    save_processor(processor, output_dir)
 
     set_seed(run.seed)
     model = _starting_model(run, config)
-    trainer = _trainer(model, processor, rows, output_dir / "checkpoints", run, last_step, tell)
+    trainer = _trainer(model, processor, rows, output_dir / "checkpoints", run, last, tell)
     trainer.train(resume_from_checkpoint=bool(complete_checkpoints(output_dir / "checkpoints")))
 
-    final = trainer.save_final_model(output_dir / ".model")
-    move_files(final, output_dir)
-    final.rmdir()
+    save_model(trainer, output_dir)
     evaluations = _final_scores(output_dir, data, run, tell)
     return _report(output_dir, data, run, trainer, evaluations, tell)
 
@@ -125,33 +124,12 @@ def train_vit(
 # Before training
 
 
-def _last_step(pictures: int, run: ViTSettings) -> int:
-    """The optimizer step after which training ends, if time does not end it before."""
-    epochs = ceil(run.num_train_epochs * _steps_an_epoch(pictures, run)) if run.num_train_epochs else NO_END
-    last = min(run.max_steps or NO_END, epochs)
-    if run.warmup_steps >= max(1, last):
-        raise ValueError(
-            f"warmup_steps {run.warmup_steps:,} is not below the {last:,} steps of the run; give fewer, or a share of "
-            "the run such as 0.05"
-        )
-    return last
-
-
-def _steps_an_epoch(pictures: int, run: ViTSettings) -> int:
-    return ceil(ceil(pictures / run.batch_size) / run.gradient_accumulation_steps)
-
-
 def _processor(
     output_dir: Path, given: AttnViTImageProcessor | None, run: ViTSettings, config: AttnViTConfig, resume: bool
 ) -> AttnViTImageProcessor:
     """The processor that the run began with, else the one given, else a new one."""
-    if resume and (output_dir / PROCESSOR_FILE).is_file():
-        saved = AttnViTImageProcessor.from_pretrained(output_dir)
-        if given is not None and given.to_dict() != saved.to_dict():
-            raise ValueError(
-                f"the run in {output_dir} began with another image processor; resume without one, or choose another "
-                "directory"
-            )
+    saved = began_with(output_dir, given, AttnViTImageProcessor, resume)
+    if saved is not None:
         return saved
     processor = given or _new_processor(run, config)
     channels, height, width = output_shape(processor)
@@ -166,13 +144,6 @@ def _processor(
             f"{config.image_size}; make them alike"
         )
     return processor
-
-
-def _save_processor(processor: AttnViTImageProcessor, output_dir: Path) -> None:
-    with whole_directory(output_dir / ".processor") as temporary:
-        processor.save_pretrained(temporary)
-    move_files(output_dir / ".processor", output_dir)
-    (output_dir / ".processor").rmdir()
 
 
 def _new_processor(run: ViTSettings, config: AttnViTConfig) -> AttnViTImageProcessor:
@@ -212,7 +183,7 @@ def _trainer(
     rows: dict[str, LabelledPictures],
     output_dir: Path,
     run: ViTSettings,
-    last_step: int,
+    last: int,
     tell: ProgressListener,
 ) -> ViTTrainer:
     num_labels = model.config.num_labels
@@ -223,15 +194,14 @@ def _trainer(
     train_dataset, collator = _training_pictures(rows["train"], processor, num_labels, run, in_memory)
     eval_dataset, eval_collator = _validation_pictures(rows.get("validation"), processor, num_labels, in_memory)
     tell(ProgressEvent("encode", 1, 1, "data sets"))
-    steps_an_epoch = _steps_an_epoch(len(rows["train"]), run)
-    between = run.eval_steps or min(max(steps_an_epoch, FEWEST_STEPS_BETWEEN_CHECKPOINTS), last_step)
+    between = steps_between_evaluations(len(rows["train"]), run, last)
     bf16, precision = choose_bf16(run.bf16, device_type())  # a batch has thousands of patches: narrow models gain too
     arguments = ViTTrainingArguments(
         output_dir=str(output_dir),
         per_device_train_batch_size=run.batch_size,
         per_device_eval_batch_size=run.eval_batch_size,
         gradient_accumulation_steps=run.gradient_accumulation_steps,
-        max_steps=last_step,
+        max_steps=last,
         max_minutes=run.max_minutes,
         learning_rate=run.learning_rate,
         warmup_steps=run.warmup_steps,
@@ -325,21 +295,21 @@ def _decoded(rows: LabelledPictures, processor: AttnViTImageProcessor, num_label
 def _final_scores(
     output_dir: Path, data: datasets.DatasetDict, run: ViTSettings, tell: ProgressListener
 ) -> dict[str, ViTEvaluation]:
-    """The finished model on the test split; where there is none, on the validation split."""
-    for split in ("test", "validation"):
-        if split in data and len(data[split]):
-            evaluation = evaluate_vit(
-                output_dir,
-                data,
-                split=split,
-                pictures=run.test_pictures,
-                batch_size=run.eval_batch_size,
-                bf16=run.bf16,
-                num_workers=run.num_workers,
-                progress=tell,
-            )
-            return {split: evaluation}
-    return {}
+    """The finished model on held-out pictures."""
+
+    def evaluate(split: str) -> ViTEvaluation:
+        return evaluate_vit(
+            output_dir,
+            data,
+            split=split,
+            pictures=run.test_pictures,
+            batch_size=run.eval_batch_size,
+            bf16=run.bf16,
+            num_workers=run.num_workers,
+            progress=tell,
+        )
+
+    return final_scores(data, evaluate)
 
 
 def _report(
@@ -354,8 +324,7 @@ def _report(
     training = {**training_facts(trainer), "hardware": hardware()}
     parameters = trainer.model.num_parameters()
     metrics: dict[str, Any] = {"training": training, "parameters": parameters, **scores}
-    with whole_file(output_dir / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_metrics(metrics, output_dir)
     plot_learning_curve(trainer.state.log_history, output_dir / "learning_curve.png")
     test = next(iter(evaluations.values()), None)
     confusion = None if test is None else test.confusion
@@ -366,7 +335,7 @@ def _report(
         model_name=output_dir.absolute().name,
         config=_shape(trainer.model.config),
         parameters=parameters,
-        recipe=_recipe(run),
+        recipe=recipe(run, PRESETS[run.preset].source),
         settings=_card_settings(run),
         pictures={split: len(pictures) for split, pictures in data.items()},
         training_pictures=count_labels(data["train"]),
@@ -391,20 +360,7 @@ def _shape(config: AttnViTConfig) -> dict[str, Any]:
         "image_size",
         "patch_size",
     ]
-    usual = AttnViTConfig()
-    fields = AttnViTConfig.__annotations__
-    differing = [name for name in fields if not name.startswith("_") and getattr(config, name) != getattr(usual, name)]
-    return {name: getattr(config, name) for name in dict.fromkeys([*names, *differing])}
-
-
-def _recipe(run: ViTSettings) -> dict[str, str]:
-    recipe = {"preset": run.preset, "source": PRESETS[run.preset].source}
-    if run.base_model is None:
-        return recipe
-    directory = Path(run.base_model)
-    if directory.is_dir():  # whose place on this disk is nobody's business
-        return {**recipe, "goes_on_from": directory.absolute().name}
-    return {**recipe, "goes_on_from": run.base_model, "base_model": run.base_model}
+    return shape(config, AttnViTConfig(), names)
 
 
 def _card_settings(run: ViTSettings) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
 
 from hf_attn.training.augmentation import PictureCollator
-from hf_attn.training.callbacks import ProgressEvent, ProgressListener
-from hf_attn.training.measuring import evenly_spread, load_saved
+from hf_attn.training.callbacks import ProgressListener
+from hf_attn.training.measuring import check_held_out, evenly_spread, load_saved, told
 from hf_attn.training.optimization import choose_bf16, device_type
 from hf_attn.training.vit_labels import LabelledPictures, check_columns, is_multi_label
 from hf_attn.training.vit_metrics import confusion_matrix, multi_label_metrics, read_answers, single_label_metrics
@@ -78,11 +78,8 @@ def evaluate_vit(
         FileNotFoundError: if there is no such model, or it has no image processor.
         ValueError: if there is no such split, nothing in it, or it has labels that the model does not know.
     """
-    if split not in data or not len(data[split]):
-        raise ValueError(f"the data have no {split} split with pictures in it, only {', '.join(data) or 'nothing'}")
+    check_held_out(data, split, pictures)
     check_columns(data[split], split)
-    if pictures is not None and pictures < 1:
-        raise ValueError(f"{pictures} pictures are nothing to evaluate on; give 1 or more")
     classifier, processor = load_classifier(model)
     names = [classifier.config.id2label[number] for number in range(classifier.config.num_labels)]
     multi_label = classifier.config.problem_type == MULTI_LABEL
@@ -95,7 +92,7 @@ def evaluate_vit(
     use_bf16, _ = choose_bf16(bf16, device, classifier.config.hidden_size)
     started = time.perf_counter()
     with torch.autocast(device, torch.bfloat16, enabled=use_bf16):
-        logits, labels = classify_all(classifier.to(torch.device(device)), _told(batches, len(rows), progress))
+        logits, labels = classify_all(classifier.to(torch.device(device)), told(batches, len(rows), progress))
     seconds = time.perf_counter() - started
 
     judge = _judge_several if multi_label else _judge_one
@@ -129,17 +126,6 @@ def _check_kind(model: str | Path, model_is_multi_label: bool, split: str, data_
     if model_is_multi_label != data_are:
         kinds = {True: "several classes to a picture", False: "one class to a picture"}
         raise ValueError(f"{model} gives {kinds[model_is_multi_label]}, but the {split} split has {kinds[data_are]}")
-
-
-def _told(batches: DataLoader, total: int, progress: ProgressListener | None) -> Iterator[dict[str, torch.Tensor]]:
-    """The batches, saying after each how far the work is."""
-    tell = progress or (lambda event: None)
-    done = 0
-    tell(ProgressEvent("test", done, total, "pictures"))
-    for batch in batches:
-        yield batch
-        done += len(batch["labels"])
-        tell(ProgressEvent("test", done, total, "pictures"))
 
 
 def _judge_one(logits: NDArray, labels: NDArray, names: list[str], paths: Sequence[str | None]) -> ViTEvaluation:

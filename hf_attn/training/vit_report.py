@@ -45,7 +45,7 @@ def plot_learning_curve(log_history: Sequence[Mapping[str, float]], output: str 
         "training, on changed pictures": series(log_history, "loss"),
         "validation": series(log_history, "eval_loss"),
     }
-    scores = {label: _in_percent(series(log_history, f"eval_{name}")) for name, label in PERCENT.items()}
+    scores = {label: in_percent(series(log_history, f"eval_{name}")) for name, label in PERCENT.items()}
     panels = [
         (label, curves)
         for label, curves in (("loss (nats per picture)", losses), ("validation score (%)", scores))
@@ -120,7 +120,7 @@ def _write_numbers(axis: Axes, confusion: NDArray[np.int64], shares: NDArray[np.
             axis.text(column, row, f"{number}", ha="center", va="center", fontsize=size, color=colour)
 
 
-def _in_percent(curve: Curve) -> Curve:
+def in_percent(curve: Curve) -> Curve:
     steps, values = curve
     return steps, [100 * value for value in values]
 
@@ -243,11 +243,11 @@ def _eval_results(scores: Mapping[str, Mapping[str, Any]], data_name: str) -> li
 
 
 def _formatted(values: Mapping[str, Any]) -> dict[str, str]:
-    percent = {name: _percent(values[name]) for name in PERCENT if name in values}
-    return {**percent, "loss": f"{values['loss']:.3f}"}
+    shares = {name: percent(values[name]) for name in PERCENT if name in values}
+    return {**shares, "loss": f"{values['loss']:.3f}"}
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
@@ -258,22 +258,22 @@ def _interval(values: Mapping[str, Any]) -> str | None:
     share, number, z = values["accuracy"], values["pictures"], 1.96
     middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
     half = z * (share * (1 - share) / number + z**2 / (4 * number**2)) ** 0.5 / (1 + z**2 / number)
-    return f"{_percent(middle - half)} to {_percent(middle + half)}"
+    return f"{percent(middle - half)} to {percent(middle + half)}"
 
 
 def _class_rows(values: Mapping[str, Any], training_pictures: Mapping[str, int]) -> list[tuple[str, str, str]]:
     """Name, number of training pictures and score of each class."""
     by_class = values.get("class_accuracy", values.get("class_average_precision", {}))
-    return [(_cell(name), f"{training_pictures[name]:,}", _percent(share)) for name, share in by_class.items()]
+    return [(cell_text(name), f"{training_pictures[name]:,}", percent(share)) for name, share in by_class.items()]
 
 
 def _confusions(confusion: NDArray[np.int64], names: Sequence[str]) -> list[tuple[str, str, int]]:
     return [
-        (_cell(names[label]), _cell(names[other]), number)
+        (cell_text(names[label]), cell_text(names[other]), number)
         for label, other, number in most_confused(confusion, CONFUSIONS_SHOWN)
     ]
 
 
-def _cell(text: str) -> str:
+def cell_text(text: str) -> str:
     """Text that does not break a table in Markdown."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,18 +1,15 @@
 """What a training run of a picture classifier is: recipes from the literature, and all that can be changed in them."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import torch
-from transformers import AutoConfig
 
 from hf_attn.configuration_vit import AttnViTConfig
 from hf_attn.modeling_vit import AttnViTForImageClassification
-from hf_attn.training.settings import STOPS, TrainingSettings
+from hf_attn.training.settings import STOPS, TrainingSettings, check_splits, picture_fingerprint, read_base_config
 from hf_attn.training.vit_labels import check_columns, class_names, count_labels, is_multi_label
 
 CROPS = ("inception", "pad", "none")
@@ -299,7 +296,7 @@ class ViTSettings(TrainingSettings):
         }
         if self.base_model is None:
             return AttnViTConfig(**{**PRESETS[self.preset].config, **fields})
-        base = _base_config(self.base_model)
+        base = read_base_config(self.base_model, AttnViTConfig.model_type, "train_vit")
         return AttnViTConfig(**{**base.to_diff_dict(), **fields})
 
     def count_weights(self, data: datasets.DatasetDict) -> int:
@@ -311,35 +308,10 @@ class ViTSettings(TrainingSettings):
         return {"pictures": len(split), "classes": class_names(split), "sha256": picture_fingerprint(split)}
 
 
-def _base_config(base_model: str) -> AttnViTConfig:
-    directory = Path(base_model)
-    if directory.is_dir() and not (directory / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{base_model} is no model to go on from: it has no config.json; give another directory"
-        )
-    try:
-        base = AutoConfig.from_pretrained(base_model)
-    except OSError as error:
-        if directory.is_dir():
-            raise
-        raise FileNotFoundError(
-            f"there is no directory {base_model}, and no such model could be had from the Hub; check the name"
-        ) from error
-    if base.model_type != AttnViTConfig.model_type:
-        raise ValueError(
-            f"{base_model} is a model of type {base.model_type!r}, not {AttnViTConfig.model_type!r}; give one that "
-            "train_vit made"
-        )
-    return base
-
-
 def check_picture_data(data: datasets.DatasetDict, settings: ViTSettings) -> None:
     """Raise a ValueError unless there is a train split with pictures of two or more classes, one to validate on where
     early stopping needs it, and every split has pictures and classes of one kind."""
-    if settings.early_stopping_patience and not len(data.get("validation", [])):
-        raise ValueError("early stopping needs a validation split; leave early_stopping_patience out")
-    if "train" not in data or not len(data["train"]):
-        raise ValueError(f"the data have no train split with pictures in it, only {', '.join(data) or 'nothing'}")
+    check_splits(data, settings, "pictures")
     for name, split in data.items():
         check_columns(split, name)
         if is_multi_label(split) != is_multi_label(data["train"]):
@@ -351,23 +323,3 @@ def check_picture_data(data: datasets.DatasetDict, settings: ViTSettings) -> Non
     seen = [name for name, pictures in count_labels(data["train"]).items() if pictures]
     if len(seen) < 2 and not is_multi_label(data["train"]):
         raise ValueError(f"all training pictures are of one class, {', '.join(seen)}; a classifier needs two or more")
-
-
-def picture_fingerprint(split: datasets.Dataset) -> str:
-    """SHA-256 of the labels, of the pictures that the data hold, and of name and size of those they only point to."""
-    digest = hashlib.sha256()
-    plain = split.select_columns(["image", "label"]).cast_column("image", datasets.Image(decode=False))
-    for batch in plain.iter(batch_size=1000):
-        for picture, label in zip(batch["image"], batch["label"], strict=True):
-            content = _content(picture)
-            digest.update(f"{label} {len(content)} ".encode() + content)
-    return digest.hexdigest()
-
-
-def _content(picture: dict[str, Any] | None) -> bytes:
-    if picture is None:
-        return b""
-    if picture["bytes"] is not None:
-        return picture["bytes"]
-    file = Path(picture["path"])
-    return f"{file.name} {file.stat().st_size if file.is_file() else None}".encode()
