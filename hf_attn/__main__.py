@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hf_attn import __version__, commands_translator, commands_vit
+from hf_attn import __version__, commands_detr, commands_translator, commands_vit
 from hf_attn.commands_shared import option
 
 app = typer.Typer(
@@ -21,11 +21,12 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-train_app = typer.Typer(help="Train a model: a translator or a ViT.", no_args_is_help=True)
-evaluate_app = typer.Typer(help="Measure a model on held-out data: a translator or a ViT.", no_args_is_help=True)
+train_app = typer.Typer(help="Train a model: a translator, a ViT or a DETR.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Measure a model on held-out data.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
-for commands in (commands_translator, commands_vit):  # what has no name joins the commands of what it is added to
+for commands in (commands_translator, commands_vit, commands_detr):
+    # What has no name joins the commands of what it is added to
     train_app.add_typer(commands.train)
     evaluate_app.add_typer(commands.evaluate)
     app.add_typer(commands.use)

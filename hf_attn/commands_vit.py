@@ -3,11 +3,21 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hf_attn.commands_classify import BatchSize, ClassifierModel, check_classifier, use
+from hf_attn.commands_classify import ClassifierModel, check_classifier, use
+from hf_attn.commands_pictures import (
+    BatchSize,
+    ImageColumn,
+    MaxBadShare,
+    SkipBadData,
+    augmentation_option,
+    check_directory,
+    model_option,
+    training_option,
+)
 from hf_attn.commands_shared import (
     BF16,
     Accumulate,
@@ -59,23 +69,8 @@ Preset = Literal["tiny", "small", "big_vision_s16", "fine_tuning", "higher_resol
 Crop = Literal["inception", "pad", "none"]
 
 Data = Annotated[str, typer.Argument(help="Pictures with labels; see below.")]
-ImageColumn = Annotated[str | None, option("Column of the pictures, or of their paths.", panel="Data")]
 LabelColumn = Annotated[str | None, option("Column of the labels.", panel="Data")]
 ClassNames = Annotated[str | None, option("Names for labels that are numbers: cat,dog,...", panel="Data")]
-SkipBad = Annotated[bool, option("Report and leave out pictures that cannot be read.", "--skip-bad", panel="Data")]
-MaxBadShare = Annotated[float, option("Share of bad pictures to leave out.", panel="Data", min=0, max=1)]
-
-
-def model_option(help: str, *names: str, **checks: Any) -> Any:
-    return option(help, *names, panel="Model", **checks)
-
-
-def training_option(help: str, *names: str, **checks: Any) -> Any:
-    return option(help, *names, panel="Training", **checks)
-
-
-def augmentation_option(help: str, *names: str, **checks: Any) -> Any:
-    return option(help, *names, panel="Augmentation", **checks)
 
 
 DATA_FORMATS = """
@@ -182,7 +177,7 @@ def train_vit_command(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     class_names: ClassNames = None,
-    skip_bad: SkipBad = False,
+    skip_bad: SkipBadData = False,
     max_bad_share: MaxBadShare = 0.0,
     license: License = None,
     seed: Seed = 0,
@@ -326,7 +321,7 @@ def evaluate_vit_command(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     class_names: ClassNames = None,
-    skip_bad: SkipBad = False,
+    skip_bad: SkipBadData = False,
     max_bad_share: MaxBadShare = 0.0,
     output: Annotated[
         Path | None, option("TSV file of path, label, answer and its probability.", "--output", "-o")
@@ -384,9 +379,3 @@ def draw_confusion(evaluation: "ViTEvaluation", path: Path) -> None:
     if evaluation.confusion is None:
         raise ValueError("--confusion-matrix is for pictures of one class each, and these have several")
     plot_confusion(evaluation.confusion, evaluation.names, path)
-
-
-def check_directory(path: Path) -> None:
-    """Refuse a file for whose directory there is none, before any work is done for it."""
-    if not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: there is no directory {path.parent}; make it, or name another")
