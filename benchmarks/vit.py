@@ -55,22 +55,15 @@ Measured on 2 threads of an AMD EPYC with AVX512-BF16, shared with others, hence
 """
 
 import gc
-import importlib.util
 import os
-import statistics
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 import typer
 from torch import nn
-
-OURS = "hf_attn"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MATRIX = 2048
+from turns import DTYPES, OURS, check_choices, measure_peak, report, take_turns
 
 
 @dataclass(frozen=True)
@@ -203,81 +196,6 @@ def train(model: nn.Module, pictures: torch.Tensor, classes: int) -> Callable[[]
     return call
 
 
-# --- the clock -----------------------------------------------------------------------------------------------------
-
-
-def seconds(call: Callable[[], object], device: str) -> float:
-    """What one call takes."""
-    wait = torch.accelerator.synchronize if device != "cpu" else nullcontext
-    wait()
-    began = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - began
-
-
-def take_turns(calls: dict[str, Callable[[], None]], turns: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each call in each turn, after two turns to warm up."""
-    measured: dict[str, list[float]] = {side: [] for side in calls}
-    order = list(calls)
-    for turn in range(-2, turns):
-        for side in order:
-            taken = seconds(calls[side], device)
-            if turn >= 0:
-                measured[side].append(taken)
-        order.append(order.pop(0))
-    return measured
-
-
-def measure_peak(dtype: torch.dtype, device: str) -> tuple[float, str]:
-    """Operations per second of the fastest way to multiply two matrices, the best of twenty times, and its name."""
-    a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=dtype) for _ in range(2))
-    ways: dict[str, Callable[[], torch.Tensor]] = {"torch.mm": lambda: torch.mm(a, b)}
-    if device == "cpu" and torch.backends.mkldnn.is_available():
-        ways["oneDNN"] = lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-    best = {}
-    with torch.inference_mode():
-        for name, way in ways.items():
-            best[name] = min(seconds(way, device) for _ in range(20))
-    fastest = min(best, key=lambda name: best[name])
-    return 2 * MATRIX**3 / best[fastest], fastest
-
-
-# --- the table -----------------------------------------------------------------------------------------------------
-
-
-def middle(values: list[float], digits: int) -> str:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4)
-    return f"{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def report(title: str, measured: dict[str, list[float]], batch: int, operations: float, peak: float) -> None:
-    print(f"\n{title}")
-    print(f"{'':14}{'img/s':>30}{'ratio':>26}{'peak':>8}")
-    for side, taken in measured.items():
-        speeds = [batch / one for one in taken]
-        ratios = [theirs / ours for ours, theirs in zip(measured[OURS], taken, strict=True)]
-        share = statistics.median(speeds) * operations / peak
-        print(f"{side:14}{middle(speeds, 1):>30}{middle(ratios, 2) if side != OURS else '':>26}{share:>8.0%}")
-    others = [side for side in measured if side != OURS]
-    if others:
-        fastest = min(others, key=lambda side: statistics.median(measured[side]))
-        ratios = [theirs / ours for ours, theirs in zip(measured[OURS], measured[fastest], strict=True)]
-        print(f"{OURS} over the fastest other, {fastest}: {statistics.median(ratios):.2f}")
-
-
-def check_choices(sides: list[str], dtypes: list[str]) -> None:
-    """Refuse what is unknown or not installed, before anything is measured."""
-    for chosen, known in ((sides, SIDES), (dtypes, DTYPES)):
-        for name in chosen:
-            if name not in known:
-                raise typer.BadParameter(f"{name} is none of {', '.join(known)}")
-    for side in sides:
-        if importlib.util.find_spec(side) is None:
-            raise typer.BadParameter(f"{side} is not installed: pip install {side}, or choose others by --side")
-
-
 def compare(
     sides: list[str], shape: Shape, dtype: torch.dtype, batch: int, trains: bool, turns: int, device: str
 ) -> dict[str, list[float]]:
@@ -306,7 +224,7 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="a tiny model, to see whether it runs")] = False,
 ) -> None:
-    check_choices(side, dtype)
+    check_choices(side, SIDES, dtype)
     torch.set_num_threads(threads)
     shape = QUICK if quick else Shape()
     sides = [OURS, *(name for name in SIDES if name in side and name != OURS)]

@@ -83,13 +83,19 @@ def prepare_stamps(output_dir: Path, cache: Path) -> Path:
     return output_dir
 
 
-def photos(deb: Path) -> Iterator[tuple[str, Image.Image]]:
-    """("bird/owl.png", picture) of each photo in the package."""
+def cut_out_photos(deb: Path) -> Iterator[tuple[str, str, Image.Image]]:
+    """("bird", "owl.png", picture with transparent parts) of each photo in the package."""
     for path, content in files_in_package(deb, ".png"):
         stamp = Path(path.partition("/stamps/")[2])
         label = next((label for folder, label in FOLDERS.items() if stamp.is_relative_to(folder)), None)
         if label and "cartoon" not in stamp.parts and not stamp.stem.endswith("_mirror"):
-            yield f"{label}/{stamp.name}", on_white_square(Image.open(io.BytesIO(content)))
+            yield label, stamp.name, Image.open(io.BytesIO(content)).convert("RGBA")
+
+
+def photos(deb: Path) -> Iterator[tuple[str, Image.Image]]:
+    """("bird/owl.png", picture) of each photo in the package."""
+    for label, name, picture in cut_out_photos(deb):
+        yield f"{label}/{name}", on_white_square(picture)
 
 
 def on_white_square(picture: Image.Image) -> Image.Image:

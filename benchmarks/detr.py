@@ -1,0 +1,229 @@
+"""Detect and train with DETR-R50 of hf_attn and of transformers, and compare; RT-DETR-R50 for orientation.
+
+    python benchmarks/detr.py
+
+Random weights, 91 classes, 100 queries, frozen batch norm, in one process with the same number of threads. They take
+turns, one call each, and who begins a turn rotates; so all see the same machine. RT-DETR is another network, made for
+640x640 pixels, and gets these: its speed says what a user would have by choosing it instead.
+
+The rows: one picture of 800x1200; a batch of four pictures of different sizes, padded to the largest, with a mask; a
+training step (forward, loss with the losses of all layers, backward, fused AdamW; stem and first stage frozen) on one
+picture of 800x1200 with 20 boxes; and the matching alone, of all six layers, for 32 pictures with 20 boxes each.
+
+`img/s` are pictures per second, the median of all turns and their quartiles. `ratio` is hf_attn's speed over that of
+the other in the same turn, median and quartiles: above 1 hf_attn is faster. `peak` is the share of the fastest matrix
+product that was measured on this machine in the same number format. Operations are those that torch counts in
+hf_attn's forward, two for each multiply-add, three times that in training.
+
+`--quick` takes seconds, with pictures and a backbone too small to say anything about speed: to see whether all of it
+runs.
+"""
+
+import gc
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from turns import DTYPES, OURS, check_choices, measure_peak, report, take_turns
+
+CLASSES, QUERIES, BOXES, MATCHED_PICTURES = 91, 100, 20, 32
+Labels = list[dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """(height, width) of the pictures in pixels, and the backbone."""
+
+    single: tuple[int, int] = (800, 1200)
+    mixed: tuple[tuple[int, int], ...] = ((800, 1200), (800, 1066), (1066, 800), (640, 960))
+    fixed: int = 640  # RT-DETR's
+    backbone: str = "resnet50"
+
+
+QUICK = Sizes((64, 96), ((64, 96), (64, 80), (96, 64), (64, 64)), 160, "resnet18")
+
+
+# --- the sides -----------------------------------------------------------------------------------------------------
+
+
+def hf_attn_model(sizes: Sizes) -> nn.Module:
+    from hf_attn import AttnDetrConfig, AttnDetrForObjectDetection
+
+    config = AttnDetrConfig(backbone=sizes.backbone, num_labels=CLASSES, frozen_batch_norm=True, frozen_stride=4)
+    return AttnDetrForObjectDetection(config)
+
+
+def transformers_model(sizes: Sizes) -> nn.Module:
+    from transformers import DetrConfig, DetrForObjectDetection, TimmBackboneConfig
+
+    backbone = TimmBackboneConfig(backbone=sizes.backbone, out_indices=[1, 2, 3, 4])
+    config = DetrConfig(
+        backbone_config=backbone, num_labels=CLASSES, num_queries=QUERIES, auxiliary_loss=True, attention_dropout=0.1
+    )
+    model = DetrForObjectDetection(config)
+    for name, parameter in model.named_parameters():  # as the authors' code, which this one means to do as well
+        if "backbone" in name and not any(stage in name for stage in ("layer2", "layer3", "layer4")):
+            parameter.requires_grad_(False)
+    return model
+
+
+def rt_detr_model(sizes: Sizes) -> nn.Module:
+    from transformers import RTDetrConfig, RTDetrForObjectDetection
+
+    return RTDetrForObjectDetection(RTDetrConfig(num_labels=CLASSES))
+
+
+SIDES: dict[str, Callable[[Sizes], nn.Module]] = {
+    OURS: hf_attn_model,
+    "transformers": transformers_model,
+    "RT-DETR": rt_detr_model,
+}
+ALL_SIDES, ALL_DTYPES = list(SIDES), list(DTYPES)
+
+
+def build(side: str, sizes: Sizes, dtype: torch.dtype, device: str) -> nn.Module:
+    torch.manual_seed(0)
+    return SIDES[side](sizes).to(device, dtype)
+
+
+# --- what they do --------------------------------------------------------------------------------------------------
+
+
+def one_size(pictures: int, height: int, width: int, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    pixels = torch.randn(pictures, 3, height, width)
+    return {"pixel_values": pixels.to(device, dtype)}
+
+
+def mixed_sizes(sizes: Sizes, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    height, width = max(h for h, _ in sizes.mixed), max(w for _, w in sizes.mixed)
+    pixels = torch.zeros(len(sizes.mixed), 3, height, width)
+    mask = torch.zeros(len(sizes.mixed), height, width, dtype=torch.long)
+    for row, (own_height, own_width) in enumerate(sizes.mixed):
+        pixels[row, :, :own_height, :own_width] = torch.randn(3, own_height, own_width)
+        mask[row, :own_height, :own_width] = 1
+    return {"pixel_values": pixels.to(device, dtype), "pixel_mask": mask.to(device)}
+
+
+def some_labels(pictures: int, device: str) -> Labels:
+    generator = torch.Generator().manual_seed(0)
+
+    def one() -> dict[str, torch.Tensor]:
+        centres = 0.25 + 0.5 * torch.rand(BOXES, 2, generator=generator)
+        sides = 0.05 + 0.4 * torch.rand(BOXES, 2, generator=generator)
+        classes = torch.randint(CLASSES, (BOXES,), generator=generator)
+        return {"class_labels": classes.to(device), "boxes": torch.cat([centres, sides], dim=1).to(device)}
+
+    return [one() for _ in range(pictures)]
+
+
+def detect(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Callable[[], None]:
+    def call() -> None:
+        with torch.inference_mode():
+            model(**inputs)
+
+    model.eval()
+    return call
+
+
+def train(model: nn.Module, inputs: dict[str, Any], dtype: torch.dtype, device: str) -> Callable[[], None]:
+    """The weights stay in float32; bfloat16 is autocast's."""
+    model.float().train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6, fused=True)
+    inputs = {**inputs, "pixel_values": inputs["pixel_values"].float()}
+
+    def call() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return call
+
+
+def matchers(device: str) -> dict[str, Callable[[], None]]:
+    """hf_attn's matching of six layers at once, and transformers' layer by layer."""
+    from transformers.loss.loss_for_object_detection import HungarianMatcher
+
+    from hf_attn import AttnDetrConfig
+    from hf_attn.loss_detr import match
+
+    torch.manual_seed(0)
+    config = AttnDetrConfig(num_labels=CLASSES)
+    logits = torch.randn(6, MATCHED_PICTURES, QUERIES, CLASSES + 1, device=device)
+    boxes = torch.rand(6, MATCHED_PICTURES, QUERIES, 4, device=device) * 0.5 + 0.1
+    labels = some_labels(MATCHED_PICTURES, device)
+    theirs = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
+
+    def by_layer() -> None:
+        for layer in range(6):
+            theirs({"logits": logits[layer], "pred_boxes": boxes[layer]}, labels)
+
+    return {OURS: lambda: match(logits, boxes, labels, config), "transformers": by_layer}
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def operations(sizes: Sizes, inputs: dict[str, torch.Tensor]) -> float:
+    """Of hf_attn's forward on these inputs, a picture."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        build(OURS, sizes, torch.float32, "cpu").eval()(**{k: v.cpu() for k, v in as_float(inputs).items()})
+    return counter.get_total_flops() / len(inputs["pixel_values"])
+
+
+def as_float(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+
+
+def compare(
+    sides: list[str], sizes: Sizes, row: str, dtype: torch.dtype, turns: int, device: str
+) -> tuple[dict[str, list[float]], int, float]:
+    """Seconds of each side turn by turn, pictures of a call, and operations of a picture."""
+    mixed = row == "mixed batch of 4"
+    ours = mixed_sizes(sizes, dtype, device) if mixed else one_size(1, *sizes.single, dtype, device)
+    pictures = len(ours["pixel_values"])
+    calls = {}
+    for side in sides:
+        inputs: dict[str, Any] = (
+            ours if side != "RT-DETR" else one_size(pictures, sizes.fixed, sizes.fixed, dtype, device)
+        )
+        model = build(side, sizes, dtype, device)
+        if row == "training step":
+            calls[side] = train(model, {**inputs, "labels": some_labels(pictures, device)}, dtype, device)
+        else:
+            calls[side] = detect(model, inputs)
+    return take_turns(calls, turns, device), pictures, operations(sizes, ours)
+
+
+def main(
+    side: Annotated[list[str], typer.Option(help="whom to compare with, as often as wanted")] = ALL_SIDES,
+    dtype: Annotated[list[str], typer.Option(help="number format, as often as wanted")] = ALL_DTYPES,
+    turns: Annotated[int, typer.Option(help="calls of each side that are measured", min=2)] = 9,
+    threads: Annotated[int, typer.Option(help="threads of all sides", min=1)] = os.cpu_count() or 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="tiny pictures, to see whether it runs")] = False,
+) -> None:
+    check_choices(side, SIDES, dtype, packages={"RT-DETR": "transformers"})
+    torch.set_num_threads(threads)
+    sizes = QUICK if quick else Sizes()
+    sides = [OURS, *(name for name in SIDES if name in side and name != OURS)]
+    print(f"{sizes}, {turns} turns, {threads} threads, {device}")
+    for name in dtype:
+        peak, way = measure_peak(DTYPES[name], device)
+        print(f"\n{name}: the fastest matrix product is {way}'s with {peak / 1e9:,.0f} GFLOP/s")
+        for row in ("one picture", "mixed batch of 4", "training step"):
+            measured, pictures, count = compare(sides, sizes, row, DTYPES[name], turns, device)
+            report(f"{row}, {name}", measured, pictures, count * (3 if row == "training step" else 1), peak)
+            gc.collect()  # models with hooks refer to themselves
+    measured = take_turns(matchers(device), turns, device)
+    report(f"matching of 6 layers, {MATCHED_PICTURES} pictures, {BOXES} boxes each", measured, MATCHED_PICTURES)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,192 @@
+"""Data sets for detectors, made from packages: fashion items or photo cut-outs on photographs, and real tree crowns.
+
+    python examples/detection_scenes.py fashion data/scenes/fashion
+    python examples/detection_scenes.py stamps data/scenes/stamps
+    python examples/detection_scenes.py trees data/trees
+
+Each writes JPEG files and COCO JSON, for `load_detections` and `hf-attn train detr`.
+
+- fashion: 40,000 scenes of 96 pixels with 1 to 4 items of Fashion-MNIST (MIT licence), tinted, in 10 classes;
+  validation has items of its test set.
+- stamps: 20,000 scenes of 192 pixels with 1 to 5 photo cut-outs of Tux Paint's stamps (GPL-2), in 6 classes (its
+  folders of fish and insects are too small). A quarter of the cut-outs is for validation alone.
+- trees: the 951 tree crowns that people have drawn on four aerial photographs, in the package deepforest of PyPI (MIT
+  licence), cut in tiles of 400 pixels; one photograph is for validation.
+
+Backgrounds are photographs of Debian's packages mate-backgrounds and lomiri-wallpapers-20.04, every fourth of them for
+validation alone; for stamps those are left out that show flowers or animals themselves.
+"""
+
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+from xml.etree import ElementTree
+
+import numpy as np
+import typer
+from downloads import Apt, apt_is_there, cached_file, download_wheel, fetch_once, files_in_package
+from fashion_mnist import CLASS_NAMES, prepare_fashion_mnist
+from PIL import Image
+from scenes import Composition, Cutout, Split, divided, write_scenes
+from stamps import FOLDERS, REMEDY, cut_out_photos
+from stamps import PACKAGE as STAMPS
+from tiles import write_tiles
+
+from hf_attn.console import errors_in_one_line
+from hf_attn.training.picture_files import read_idx
+
+BACKGROUNDS = {"mate-backgrounds": "/nature/", "lomiri-wallpapers-20.04": "/backgrounds/"}  # and which of their files
+SHOW_STAMPS = ("FreshFlower", "Garden", "LadyBird", "TwoWings", "YellowFlower", "Kleiber")  # what stamps show, too
+BACKGROUND_SIDE = 1000  # pixels of the longer edge; more are of no use to scenes so small
+TOO_FEW = ("fish", "insect")
+FOR_VALIDATION = 0.25  # of the cut-outs and of the backgrounds
+
+FASHION = Composition(side=96, most=4, scale=(0.28, 0.58), turn=10, overlap=0.15, tint=0.35)
+STAMP_SCENES = Composition(side=192, most=5, scale=(0.18, 0.55))
+DEEPFOREST = "deepforest==2.1.0"
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=(__doc__ or "").partition("\n")[0])
+Cache = Annotated[Path, typer.Option(help="Folder where downloads are kept.")]
+Scenes = Annotated[int, typer.Option(help="Scenes to train with.", min=1)]
+Validation = Annotated[int, typer.Option(help="Scenes to validate on.", min=1)]
+Processes = Annotated[int, typer.Option(help="Processes that work at once.", min=1)]
+
+
+class FashionCutouts(Sequence):
+    """Items of Fashion-MNIST, grey, where they are bright enough to be item."""
+
+    def __init__(self, levels: np.ndarray, labels: np.ndarray):
+        self.levels = levels  # (items, 28, 28)
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, item: int) -> Cutout:  # type: ignore[override]
+        levels = self.levels[item].astype(np.float32)
+        rows, columns = np.flatnonzero((levels > 16).any(1)), np.flatnonzero((levels > 16).any(0))
+        levels = levels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        alpha = np.clip(4 * levels, 0, 255)
+        grey = 64 + 0.75 * levels
+        pixels = np.stack([grey, grey, grey, alpha], axis=-1).astype(np.uint8)
+        return Cutout(CLASS_NAMES[self.labels[item]], Image.fromarray(pixels))
+
+
+def backgrounds(cache: Path, without: Sequence[str] = ()) -> list[list[Image.Image]]:
+    """Photographs for training and for validation."""
+    if not apt_is_there():
+        raise RuntimeError(
+            "apt-get and dpkg-deb are not here, and the photographs come from Debian's packages "
+            f"{' and '.join(BACKGROUNDS)}; make the scenes on another system"
+        )
+    photos = {}
+    for package, part in BACKGROUNDS.items():
+        folder = fetch_once(cache / package, Apt(cache, REMEDY).download(package))
+        for path, content in files_in_package(cached_file(folder, "*.deb"), ".jpg"):
+            if part in path and not Path(path).name.startswith(tuple(without)):
+                photo = Image.open(io.BytesIO(content)).convert("RGB")
+                photo.thumbnail((BACKGROUND_SIDE, BACKGROUND_SIDE))
+                photos[Path(path).name] = photo
+    return [[photos[name] for name in names] for names in divided(list(photos), FOR_VALIDATION)]
+
+
+@app.command()
+def fashion(
+    output: Annotated[Path, typer.Argument(help="Directory to write.")] = Path("data/scenes/fashion"),
+    train: Scenes = 40_000,
+    validation: Validation = 1_000,
+    processes: Processes = 2,
+    seed: int = 0,
+    cache_dir: Cache = Path("data/cache"),
+) -> Path:
+    """Items of Fashion-MNIST on photographs, 96 pixels."""
+    with errors_in_one_line(False):
+        directory = prepare_fashion_mnist(cache_dir.parent / "fashion_mnist", cache_dir)
+        photos = dict(zip(("train", "validation"), backgrounds(cache_dir), strict=True))
+        splits = {}
+        for name, prefix, number in (("train", "train", train), ("validation", "t10k", validation)):
+            items = read_idx(directory / f"{prefix}-images-idx3-ubyte.gz", 3)
+            labels = read_idx(directory / f"{prefix}-labels-idx1-ubyte.gz", 1)
+            splits[name] = Split(FashionCutouts(items, labels), photos[name], number)
+        return write_scenes(output, splits, CLASS_NAMES, FASHION, seed, processes, typer.echo)
+
+
+@app.command()
+def stamps(
+    output: Annotated[Path, typer.Argument(help="Directory to write.")] = Path("data/scenes/stamps"),
+    train: Scenes = 20_000,
+    validation: Validation = 1_000,
+    processes: Processes = 2,
+    seed: int = 0,
+    cache_dir: Cache = Path("data/cache"),
+) -> Path:
+    """Photo cut-outs on photographs, 192 pixels."""
+    with errors_in_one_line(False):
+        photos = backgrounds(cache_dir, SHOW_STAMPS)
+        folder = fetch_once(cache_dir / STAMPS, Apt(cache_dir, REMEDY).download(STAMPS))
+        found: dict[str, list[tuple[str, Image.Image]]] = {}
+        for label, name, picture in cut_out_photos(cached_file(folder, "*.deb")):
+            box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+            if label not in TOO_FEW and box is not None:
+                found.setdefault(label, []).append((name, picture.crop(box)))
+        cutouts: list[list[Cutout]] = [[], []]
+        for label, pictures in found.items():
+            for split, chosen in zip(cutouts, divided(pictures, FOR_VALIDATION, lambda one: one[0]), strict=True):
+                split += [Cutout(label, picture) for _, picture in chosen]
+        splits = {
+            "train": Split(Balanced(cutouts[0]), photos[0], train),
+            "validation": Split(Balanced(cutouts[1]), photos[1], validation),
+        }
+        labels = [label for label in FOLDERS.values() if label in found]
+        return write_scenes(output, splits, labels, STAMP_SCENES, seed, processes, typer.echo)
+
+
+class Balanced(Sequence):
+    """Cut-outs as often as makes their classes about equally frequent: a class of few is repeated."""
+
+    def __init__(self, cutouts: Sequence[Cutout]):
+        by_label: dict[str, list[Cutout]] = {}
+        for cutout in cutouts:
+            by_label.setdefault(cutout.label, []).append(cutout)
+        most = max(map(len, by_label.values()))
+        self.cutouts = [own[place % len(own)] for own in by_label.values() for place in range(most)]
+
+    def __len__(self) -> int:
+        return len(self.cutouts)
+
+    def __getitem__(self, place: int) -> Cutout:  # type: ignore[override]
+        return self.cutouts[place]
+
+
+@app.command()
+def trees(
+    output: Annotated[Path, typer.Argument(help="Directory to write.")] = Path("data/trees"),
+    side: Annotated[int, typer.Option(help="Pixels of a tile.", min=64)] = 400,
+    cache_dir: Cache = Path("data/cache"),
+) -> Path:
+    """Tree crowns on aerial photographs, drawn by people."""
+    with errors_in_one_line(False):
+        remedy = "check the network and pip's settings"
+        folder = fetch_once(cache_dir / "deepforest", download_wheel(DEEPFOREST, remedy))
+        return write_tiles(output, list(aerial_photos(cached_file(folder, "*.whl"))), side, typer.echo)
+
+
+def aerial_photos(wheel: Path) -> Iterator[tuple[str, Image.Image, list[list[float]]]]:
+    """(name, photograph, boxes left, top, right, bottom) of those with drawn crowns."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        for name in sorted(name for name in names if name.endswith(".xml")):
+            root = ElementTree.fromstring(archive.read(name))
+            boxes = [
+                [float(entry.findtext(f"bndbox/{edge}") or "nan") for edge in ("xmin", "ymin", "xmax", "ymax")]
+                for entry in root.iter("object")
+            ]
+            picture = next((name[:-4] + end for end in (".png", ".tif") if name[:-4] + end in names), None)
+            if picture is not None and boxes:
+                yield Path(name).stem, Image.open(io.BytesIO(archive.read(picture))).convert("RGB"), boxes
+
+
+if __name__ == "__main__":
+    app()
