@@ -16,6 +16,7 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 from transformers.utils import logging
+from transformers.utils.deprecation import deprecate_kwarg
 
 from .generation_beam_search import BeamSearch
 from .generation_constraints import ForcedPrefixes, MaxLengthPerSentence, check_token_lists, token_lists
@@ -76,6 +77,7 @@ class TranslatorGeneration(GenerationMixin):
         if _is_filled_in(config):
             config.max_length = None
 
+    @deprecate_kwarg("past_key_values", "6.0.0", new_name="cache")  # here too: it names the line of the caller
     def generate(  # type: ignore[override]
         self: Any,
         inputs: torch.Tensor | None = None,

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from .boxes import xyxy_to_cxcywh
+
 Label = dict[str, torch.Tensor]
 Annotations = Mapping[str, Any]
 
@@ -21,8 +23,8 @@ def read_annotations(
         sizes: (height, width) of the pictures in pixels.
 
     Returns:
-        For each picture `image_id` (1,), `class_labels` (n,), `boxes` (n, 4) left, top, right, bottom in pixels,
-        `area` (n,) in pixels and `iscrowd` (n,).
+        For each picture `image_id` (1,), `class_labels` (n,), `boxes` (n, 4) left, top, right, bottom in pixels, as
+        float64, `area` (n,) in pixels and `iscrowd` (n,).
 
     Raises:
         ValueError: that names the picture and what is wrong.
@@ -35,20 +37,24 @@ def read_annotations(
 
 def _read_one(annotation: Annotations, size: tuple[int, int]) -> Label:
     if not isinstance(annotation, Mapping) or not {"image_id", "annotations"} <= set(annotation):
-        found = ", ".join(map(str, annotation)) if isinstance(annotation, Mapping) else type(annotation).__name__
-        raise ValueError(f'an annotation must be {{"image_id": ..., "annotations": [...]}}, and one is {found}')
+        raise ValueError(
+            f'an annotation must be {{"image_id": ..., "annotations": [...]}}, and one is {_kind(annotation)}'
+        )
+    if not _is_whole(annotation["image_id"]):
+        raise ValueError(f"image_id {annotation['image_id']!r} is no whole number; number the pictures")
     picture = f"image_id {annotation['image_id']}"
     classes, boxes, areas = [], [], []
     for entry in annotation["annotations"]:
-        number, box = _checked(entry, picture)
-        edges = _clipped(box, size)
-        if entry.get("iscrowd") or edges[2] <= edges[0] or edges[3] <= edges[1]:
+        _check(entry, picture)
+        left, top, right, bottom = _clipped(entry["bbox"], size)
+        if entry.get("iscrowd") or right <= left or bottom <= top:
             continue
-        classes.append(number)
-        boxes.append(edges)
-        areas.append(float(entry.get("area", box[2] * box[3])))
+        area = entry.get("area")
+        classes.append(int(entry["category_id"]))
+        boxes.append((left, top, right, bottom))
+        areas.append((right - left) * (bottom - top) if area is None else float(area))
     return {
-        "image_id": torch.tensor([annotation["image_id"]]),
+        "image_id": torch.tensor([int(annotation["image_id"])]),
         "class_labels": torch.tensor(classes, dtype=torch.long),
         "boxes": torch.tensor(boxes, dtype=torch.float64).view(-1, 4),
         "area": torch.tensor(areas, dtype=torch.float32),
@@ -56,26 +62,45 @@ def _read_one(annotation: Annotations, size: tuple[int, int]) -> Label:
     }
 
 
-def _checked(entry: Any, picture: str) -> tuple[int, list[float]]:
+def _check(entry: Any, picture: str) -> None:
     if not isinstance(entry, Mapping) or not {"bbox", "category_id"} <= set(entry):
-        found = ", ".join(map(str, entry)) if isinstance(entry, Mapping) else type(entry).__name__
-        raise ValueError(f"an object of {picture} has {found}; it must have bbox and category_id")
-    number, box = entry["category_id"], [float(edge) for edge in entry["bbox"]]
-    if isinstance(number, bool) or not hasattr(number, "__index__") or int(number) < 0:
-        raise ValueError(f"category_id {number!r} of {picture} is no whole number from 0; number the classes from 0")
-    if len(box) != 4 or not all(map(math.isfinite, box)):
-        raise ValueError(f"bbox {box} of {picture} is not four finite numbers: x, y, width, height in pixels")
+        raise ValueError(f"an object of {picture} is {_kind(entry)}; it must have bbox and category_id")
+    number, box, area = entry["category_id"], entry["bbox"], entry.get("area")
+    if not _is_whole(number) or int(number) < 0:
+        raise ValueError(
+            f"category_id {number!r} of {picture} is no whole number from 0; number the classes 0, 1, 2, ... in the "
+            "order of id2label"
+        )
+    if not _are_finite(box) or len(box) != 4:
+        raise ValueError(f"bbox {box} of {picture} is not four finite numbers; give x, y, width, height in pixels")
     if box[2] < 0 or box[3] < 0:
         raise ValueError(
-            f"bbox {box} of {picture} has a negative width or height; boxes are x, y, width, height, not two corners"
+            f"bbox {box} of {picture} has a negative width or height; give x, y, width, height, not two corners"
         )
-    return int(number), box
+    if area is not None and (not _are_finite([area]) or area < 0):
+        raise ValueError(f"area {area!r} of an object of {picture} is no number from 0; give pixels, or leave it out")
 
 
-def _clipped(box: list[float], size: tuple[int, int]) -> list[float]:
+def _is_whole(number: Any) -> bool:
+    return hasattr(number, "__index__") and not isinstance(number, bool)
+
+
+def _are_finite(numbers: Any) -> bool:
+    try:
+        return all(math.isfinite(number) for number in numbers)
+    except (TypeError, ValueError):
+        return False
+
+
+def _kind(value: Any) -> str:
+    """What an error says of something that should have been a dictionary with other keys."""
+    return f"{{{', '.join(map(str, value))}}}" if isinstance(value, Mapping) else f"of type {type(value).__name__}"
+
+
+def _clipped(box: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float]:
     """Left, top, right, bottom within a picture of (height, width)."""
-    x, y, width, height = box
-    return [max(x, 0.0), max(y, 0.0), min(x + width, float(size[1])), min(y + height, float(size[0]))]
+    x, y, width, height = map(float, box)
+    return max(x, 0.0), max(y, 0.0), min(x + width, float(size[1])), min(y + height, float(size[0]))
 
 
 def fractions_of_boxes(label: Label, original: tuple[int, int], resized: tuple[int, int]) -> Label:
@@ -83,13 +108,12 @@ def fractions_of_boxes(label: Label, original: tuple[int, int], resized: tuple[i
 
     Fractions are those of the original picture, which resizing does not change; padding does not count.
     """
-    low, high = label["boxes"][:, :2], label["boxes"][:, 2:]
-    sides = torch.tensor([original[1], original[0]], dtype=torch.float64)
-    scale = resized[0] * resized[1] / (original[0] * original[1])
+    height, width = original
+    fractions = xyxy_to_cxcywh(label["boxes"]) / torch.tensor([width, height] * 2)
     return {
         **label,
-        "boxes": torch.cat([(low + high) / 2 / sides, (high - low) / sides], dim=-1).float(),
-        "area": label["area"] * scale,
+        "boxes": fractions.float(),
+        "area": label["area"] * (resized[0] * resized[1] / (height * width)),
         "orig_size": torch.tensor(original),
         "size": torch.tensor(resized),
     }

@@ -64,9 +64,13 @@ class PictureProcessor(BaseImageProcessor):
         self.background = _background(background)
 
     @classmethod
-    def understood(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings of a file that another library's processor wrote, in the words of this one."""
-        raise ValueError(f"{cls.name} does not understand settings of {settings.get('image_processor_type')}")
+    def from_transformers(cls, settings: Mapping[str, Any]) -> Any:
+        """One that does the same as a processor of transformers, of which these are the settings.
+
+        Raises:
+            ValueError: for a setting that cannot be expressed.
+        """
+        raise NotImplementedError
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -75,11 +79,14 @@ class PictureProcessor(BaseImageProcessor):
         Called by `from_pretrained`; other `kwargs` are not ours, and `return_unused_kwargs=True` gives them back.
         """
         return_unused = kwargs.pop("return_unused_kwargs", False)
-        kind = image_processor_dict.get("image_processor_type", cls.name)
-        if kind != cls.name:
-            image_processor_dict = cls.understood(image_processor_dict)
+        stored = image_processor_dict
+        kind = stored.get("image_processor_type") or stored.get("feature_extractor_type") or cls.name
         changes = {name: kwargs.pop(name) for name in cls.settings if name in kwargs}
-        processor = cls(**{**image_processor_dict, **changes})
+        if kind == cls.name:
+            processor = cls(**{**stored, **changes})
+        else:
+            processor = cls.from_transformers(stored)
+            processor = processor.changed(changes) if changes else processor
         return (processor, kwargs) if return_unused else processor
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,6 +150,16 @@ def same_shape(pictures: Sequence[torch.Tensor]) -> list[list[int]]:
     for place, picture in enumerate(pictures):
         groups.setdefault((picture.shape, picture.dtype, picture.device), []).append(place)
     return list(groups.values())
+
+
+def check_equal_sizes(pictures: Sequence[torch.Tensor], remedy: str) -> None:
+    sizes = sorted({tuple(picture.shape[1:]) for picture in pictures})
+    if len(sizes) > 1:
+        named = ", ".join(f"{height}x{width}" for height, width in sizes[:5]) + (", ..." if len(sizes) > 5 else "")
+        raise ValueError(
+            f"pictures of {len(sizes)} sizes ({named}, height x width) do not fit into one tensor; {remedy}, or leave "
+            "return_tensors out"
+        )
 
 
 def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Evaluation transforms of timm and image processors of transformers, in the words of `AttnViTImageProcessor`."""
+"""Evaluation transforms of timm and image processors of transformers, in the words of those of this package."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,13 @@ TRANSFORMERS_BOOKKEEPING = (
     "processor_class",
     "return_tensors",
 )
+VALUE_SETTINGS = ("do_convert_rgb", "do_rescale", "rescale_factor")
 SQUARE_BY_DEFAULT = ("ViT", "DeiT")  # whose files of version 4 may hold one number for a square
+
+DETR_KINDS = ("Detr", "ConditionalDetr", "DeformableDetr")  # which all resize by one rule; YOLOS' is another
+DETR_BOOKKEEPING = ("do_convert_annotations", "format", "return_segmentation_masks")
+DETR_LONGEST_EDGE = 1333  # where a file holds only the shortest
+DETR_SETTINGS = ("do_normalize", "do_pad", "do_resize", "image_mean", "image_std", "pad_size", "resample", "size")
 
 
 def from_timm_settings(data_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,18 +65,14 @@ def from_transformers_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = {
         name: value
         for name, value in settings.items()
-        if value is not None and value is not False and name not in TRANSFORMERS_BOOKKEEPING
+        if value is not None and value is not False and name not in (*TRANSFORMERS_BOOKKEEPING, *VALUE_SETTINGS)
     }
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
     translated: dict[str, Any] = {"crop_offset": "floor"}
     for name in ("do_resize", "do_normalize"):
         translated[name] = settings.get(name) is not False
         given.pop(name, None)
-    if settings.get("do_rescale") is False or abs(given.pop("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise ValueError("values must be rescaled by 1/255; these settings do not, so the result would be another")
-    given.pop("do_rescale", None)
-    if given.pop("do_convert_rgb", False):
-        translated["background"] = [255, 255, 255]  # what transformers' do_convert_rgb lays under them
+    translated.update(_value_settings(settings))
     for name in ("image_mean", "image_std", "resample"):
         if name in given:
             translated[name] = given.pop(name)
@@ -83,6 +85,46 @@ def from_transformers_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if given:
         raise ValueError(f"{kind or 'the processor'}'s {', '.join(sorted(given))} cannot be expressed here")
     return translated
+
+
+def from_detr_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of transformers' DetrImageProcessor, or of its DetrFeatureExtractor of old.
+
+    What they say of annotations is left out: here boxes become fractions of the visible picture whatever they say.
+
+    Raises:
+        ValueError: for a setting that `AttnDetrImageProcessor` cannot express.
+    """
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "DetrImageProcessor"
+    if not kind.startswith(DETR_KINDS):
+        raise ValueError(f"{kind} may resize by another rule than DETR's; set size, image_mean, ... yourself")
+    if settings.get("format", "coco_detection") not in ("coco_detection", "AnnotationFormat.COCO_DETECTION"):
+        raise ValueError(f"{kind} reads annotations of format {settings['format']!r}, but only boxes are read here")
+    left_out = (*TRANSFORMERS_BOOKKEEPING, *VALUE_SETTINGS, *DETR_BOOKKEEPING)
+    given = {name: value for name, value in settings.items() if value is not None and name not in left_out}
+    translated = _value_settings(settings)
+    if "pad_and_return_pixel_mask" in given:
+        given.setdefault("do_pad", given.pop("pad_and_return_pixel_mask"))
+    longest_edge = given.pop("max_size", DETR_LONGEST_EDGE)
+    if isinstance(given.get("size"), int):
+        given["size"] = {"shortest_edge": given["size"], "longest_edge": longest_edge}
+    for name in ("size", "pad_size"):
+        if name in given:
+            given[name] = {edge: pixels for edge, pixels in dict(given[name]).items() if pixels is not None}
+    if set(given.get("size", ())) == {"shortest_edge"}:
+        given["size"]["longest_edge"] = longest_edge
+    translated.update({name: given.pop(name) for name in DETR_SETTINGS if name in given})
+    if given:
+        raise ValueError(f"{kind}'s {', '.join(sorted(given))} cannot be expressed here")
+    return translated
+
+
+def _value_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    factor = settings.get("rescale_factor")
+    if settings.get("do_rescale") is False or (factor is not None and abs(factor * 255 - 1) > 1e-6):
+        raise ValueError("values must be rescaled by 1/255; these settings do not, so the result would be another")
+    white = settings.get("do_convert_rgb")  # what transformers then lays under transparent pictures
+    return {"background": [255, 255, 255]} if white else {}
 
 
 def _size_settings(size: Any, crop: Any, square: bool) -> dict[str, Any]:

@@ -4,17 +4,28 @@ picture → upright, RGB → resize, proportions kept → 0..1 → (value - mean
 → (batch, channels, h, w) and the mask of what is picture; boxes in pixels → cxcywh in fractions of the visible picture
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.image_processing_base import BatchFeature
 
-from .image_processing_annotations import Label, fractions_of_boxes, read_annotations
-from .image_processing_base import PictureProcessor, choice, same_shape
+from .boxes import cxcywh_to_xyxy
+from .image_processing_annotations import fractions_of_boxes, read_annotations
+from .image_processing_base import PictureProcessor, check_equal_sizes, choice, same_shape
+from .image_processing_conversion import from_detr_settings
 from .image_processing_inputs import Picture
-from .image_processing_resize import resize_with_pil, resize_with_torch, to_tensor
+from .image_processing_resize import (
+    pad_pictures,
+    resize_with_pil,
+    resize_with_torch,
+    resized_size,
+    size_between_edges,
+    size_of,
+    size_within_frame,
+    to_tensor,
+)
 
 SETTINGS = (
     "background",
@@ -30,22 +41,16 @@ SETTINGS = (
     "size",
 )
 AUTHORS_SIZE = {"shortest_edge": 800, "longest_edge": 1333}
-EDGES = ({"shortest_edge", "longest_edge"}, {"shortest_edge"}, {"longest_edge"}, {"height", "width"})
-# Entries of transformers' files that say nothing about the result, or what is always so here
-TRANSFORMERS_BOOKKEEPING = (
-    "_valid_processor_keys",
-    "data_format",
-    "default_to_square",
-    "device",
-    "disable_grouping",
-    "do_convert_annotations",
-    "do_convert_rgb",
-    "format",
-    "input_data_format",
-    "pad_and_return_pixel_mask",
-    "return_segmentation_masks",
-    "return_tensors",
+EXACT_SIZE = ("height", "width")
+FORMS_OF_SIZE = (
+    ("shortest_edge", "longest_edge"),
+    ("shortest_edge",),
+    ("longest_edge",),
+    ("max_height", "max_width"),
+    EXACT_SIZE,
 )
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_GREY = 0.449, 0.226  # the means of those
 
 
 class AttnDetrImageProcessor(PictureProcessor):
@@ -55,8 +60,9 @@ class AttnDetrImageProcessor(PictureProcessor):
     call, for that call alone.
 
     Args:
-        size: {"shortest_edge", "longest_edge"}: the shorter edge becomes the one, unless the longer would become more
-            than the other; each may be left out. {"height", "width"} changes the proportions. None, or
+        size: of the picture in a padded batch, one of {"shortest_edge", "longest_edge"}: the shorter edge becomes the
+            one, unless the longer would then be more than the other; either of them alone; {"max_height",
+            "max_width"}: as large as fits in; {"height", "width"}: that size, whatever the proportions. None, or
             do_resize=False, leaves pictures as large as they are.
         resample: "nearest", "bilinear", "bicubic", "lanczos", or PIL's number of one of them.
         do_rescale: bring grey levels 0..255 and 16-bit levels to 0..1. Floats in [0, 1] are there already, and False
@@ -74,6 +80,7 @@ class AttnDetrImageProcessor(PictureProcessor):
     model_input_names = ["pixel_values", "pixel_mask"]
     settings = SETTINGS
     name = "AttnDetrImageProcessor"
+    translations = ". Settings of transformers' DetrImageProcessor are translated by from_transformers"
 
     def __init__(
         self,
@@ -92,47 +99,26 @@ class AttnDetrImageProcessor(PictureProcessor):
         **bookkeeping: Any,
     ) -> None:
         super().__init__(bookkeeping)
-        self.size = None if size is None else _edges("size", size, EDGES)
+        self.size = None if size is None else _edges("size", size, FORMS_OF_SIZE)
         self.do_pad = choice("do_pad", do_pad, (True, False))
-        self.pad_size = None if pad_size is None else _edges("pad_size", pad_size, EDGES[-1:])
-        grey = num_channels == 1
-        self.set_values(
-            do_resize,
-            resample,
-            do_rescale,
-            do_normalize,
-            (0.449 if grey else (0.485, 0.456, 0.406)) if image_mean is None else image_mean,
-            (0.226 if grey else (0.229, 0.224, 0.225)) if image_std is None else image_std,
-            num_channels,
-            background,
-        )
+        self.pad_size = None if pad_size is None else _edges("pad_size", pad_size, (EXACT_SIZE,))
+        mean, std = IMAGENET_GREY if num_channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
+        image_mean = mean if image_mean is None else image_mean
+        image_std = std if image_std is None else image_std
+        self.set_values(do_resize, resample, do_rescale, do_normalize, image_mean, image_std, num_channels, background)
 
     @classmethod
-    def understood(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        """The settings of transformers' DetrImageProcessor, or of DetrFeatureExtractor of old.
+    def from_transformers(cls, settings: Mapping[str, Any]) -> "AttnDetrImageProcessor":
+        """The same as transformers' DetrImageProcessor, or its DetrFeatureExtractor of old, but for labels, which are
+        fractions of the visible picture here.
+
+        Args:
+            settings: the `to_dict()` of one, or its preprocessor_config.json.
 
         Raises:
             ValueError: for a setting that this processor cannot express.
         """
-        kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "the processor"
-        given = {name: value for name, value in settings.items() if value is not None}
-        if settings.get("format", "coco_detection") not in ("coco_detection", "AnnotationFormat.COCO_DETECTION"):
-            raise ValueError(f"{kind} reads annotations of format {settings['format']!r}; here they are of detection")
-        if abs(given.pop("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-            raise ValueError("values must be rescaled by 1/255; these settings do not, so the result would be another")
-        size, longest = given.pop("size", None), given.pop("max_size", None)
-        if isinstance(size, int):
-            given["size"] = {"shortest_edge": size, "longest_edge": longest or 1333}
-        elif size is not None:
-            given["size"] = {**size, **({"longest_edge": longest} if longest and "longest_edge" not in size else {})}
-            if set(given["size"]) == {"max_height", "max_width"}:
-                raise ValueError(f"{kind}'s size {size} is a frame to fit in, which cannot be expressed here")
-        for name in (*TRANSFORMERS_BOOKKEEPING, "image_processor_type", "feature_extractor_type", "processor_class"):
-            given.pop(name, None)
-        unknown = sorted(set(given) - set(SETTINGS) - {"auto_map"})
-        if unknown:
-            raise ValueError(f"{kind}'s {', '.join(unknown)} cannot be expressed here")
-        return given
+        return cls(**from_detr_settings(settings))
 
     @classmethod
     def backends(cls) -> Mapping[str, type]:
@@ -173,64 +159,44 @@ class AttnDetrImageProcessor(PictureProcessor):
         if settings:
             return self.changed(settings).preprocess(images, annotations, return_tensors, input_data_format, device)
         pictures = self.read(images, input_data_format)
-        originals = [_height_and_width(picture) for picture in pictures]
+        originals = [size_of(picture) for picture in pictures]
         labels = None if annotations is None else read_annotations(annotations, originals)
         targets = [self.resized_size(size) for size in originals]
-        resized = self._resize(pictures, targets, device)
-        values = list(self._standardized(resized, device))
-        batch: dict[str, Any] = {"pixel_values": values}
+        values: Any = self._standardized(self._resize(pictures, targets, device), device)
+        batch = BatchFeature({"pixel_values": list(values)})
         if self.do_pad and (return_tensors is not None or self.pad_size is not None):
             size = None if self.pad_size is None else (self.pad_size["height"], self.pad_size["width"])
             batch["pixel_values"], batch["pixel_mask"] = pad_pictures(values, size)
+        elif return_tensors is not None:
+            check_equal_sizes(values, "leave do_pad on")
+            batch["pixel_values"] = torch.stack(list(values))
+        batch.convert_to_tensors(return_tensors)
         if labels is not None:
+            convert = (lambda value: value.numpy()) if return_tensors == "np" else (lambda value: value.to(device))
             batch["labels"] = [
-                fractions_of_boxes(label, original, target)
-                for label, original, target in zip(labels, originals, targets, strict=True)
+                {name: convert(value) for name, value in fractions_of_boxes(*of_one).items()}
+                for of_one in zip(labels, originals, targets, strict=True)
             ]
-        if return_tensors is not None and not isinstance(batch["pixel_values"], torch.Tensor):
-            batch["pixel_values"] = _stacked(values)
-        return _as_feature(batch, return_tensors)
+        return batch
 
     def resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) that a picture of this (height, width) gets.
-
-        With a shortest edge it is rounded down as in the authors' code and in transformers.
-        """
+        """(height, width) that a picture of this (height, width) gets."""
         if not self.do_resize or self.size is None:
             return size
         if "height" in self.size:
             return self.size["height"], self.size["width"]
-        shorter, longer = min(size), max(size)
-        longest = self.size.get("longest_edge")
-        wanted = self.size.get("shortest_edge")
-        if wanted is None:
-            scale = longest / longer  # type: ignore[operator]
-            return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-        exact: float = wanted
-        if longest is not None and longer / shorter * wanted > longest:
-            exact = longest * shorter / longer
-            wanted = round(exact)
-        if shorter == wanted:
-            return size
-        other = int(exact * longer / shorter)
-        wanted = max(1, wanted)
-        return (wanted, other) if size[0] < size[1] else (other, wanted)
+        if "max_height" in self.size:
+            return size_within_frame(size, self.size["max_height"], self.size["max_width"])
+        if "shortest_edge" in self.size:
+            return size_between_edges(size, self.size["shortest_edge"], self.size.get("longest_edge"))
+        return resized_size(size, (self.size["longest_edge"],) * 2, "longest_edge")
 
     def _resize(
         self, pictures: list[Picture], targets: list[tuple[int, int]], device: str | torch.device | None
     ) -> list[torch.Tensor]:
         """Each (channels, *its target), uint8 or float32 in [0, 1]."""
-        for picture in pictures:
-            if isinstance(picture, torch.Tensor) and picture.device.type != "cpu":
-                raise ValueError(
-                    f"picture on {picture.device}: PIL works on the CPU; load the processor with backend='torch', or "
-                    "give picture.cpu()"
-                )
         return [
-            to_tensor(picture)
-            if _height_and_width(picture) == target
-            else resize_with_pil(picture, target, self.resample)
-            for picture, target in zip(pictures, targets, strict=True)
+            resize_with_pil(picture, target, self.resample) for picture, target in zip(pictures, targets, strict=True)
         ]
 
     def post_process_object_detection(
@@ -242,27 +208,28 @@ class AttnDetrImageProcessor(PictureProcessor):
         """The likeliest class of each query, where it is likelier than the threshold, and its box.
 
         Args:
-            outputs: of a detector: `pred_boxes` (batch, queries, 4) cxcywh in fractions of the visible picture, and
-                `scores` (batch, queries, classes), or else `logits` with one more class for "no object".
+            outputs: of a detector, or a dictionary: `pred_boxes` (batch, queries, 4) cxcywh in fractions of the
+                visible picture, and `scores` (batch, queries, classes), or else `logits`, with a last class more for
+                "no object".
             threshold: probability.
             target_sizes: (batch, 2) height and width of the pictures in pixels; without them boxes are fractions.
 
         Returns:
-            For each picture `scores` (k,), `labels` (k,) and `boxes` (k, 4): left, top, right, bottom; in the order of
-            the queries, as transformers gives them.
+            For each picture `scores` (k,), `labels` (k,) and `boxes` (k, 4): left, top, right, bottom, which may lie
+            outside of the picture; in the order of the queries, as transformers gives them.
 
         Raises:
             ValueError: if there are not as many sizes as pictures, or they are not two numbers each.
         """
-        scores = outputs.get("scores") if isinstance(outputs, Mapping) else getattr(outputs, "scores", None)
-        logits, boxes = outputs["logits"], outputs["pred_boxes"]
+        scores = _field(outputs, "scores")
         if scores is None:
-            scores = logits.softmax(dim=-1)[..., :-1]
+            scores = _field(outputs, "logits").softmax(dim=-1)[..., :-1]
         best, classes = scores.max(dim=-1)
-        edges = xyxy_in_pixels(boxes, target_sizes)
+        boxes = xyxy_in_pixels(_field(outputs, "pred_boxes"), target_sizes)
+        kept = best > threshold
         return [
-            {"scores": score[score > threshold], "labels": label[score > threshold], "boxes": box[score > threshold]}
-            for score, label, box in zip(best, classes, edges, strict=True)
+            {"scores": best[row, queries], "labels": classes[row, queries], "boxes": boxes[row, queries]}
+            for row, queries in enumerate(kept)
         ]
 
 
@@ -291,92 +258,26 @@ IMAGE_PROCESSORS = {
 }
 
 
-def pad_pictures(
-    pictures: Sequence[torch.Tensor], size: tuple[int, int] | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures of different sizes as one batch, with zeros on the right and below.
-
-    Args:
-        pictures: (channels, height, width) each.
-        size: (height, width) of the batch; by default the largest of each.
-
-    Returns:
-        (batch, channels, height, width), and (batch, height, width) int64, 1 where the picture is.
-
-    Raises:
-        ValueError: if a picture is larger than `size`.
-    """
-    height = max(picture.shape[-2] for picture in pictures)
-    width = max(picture.shape[-1] for picture in pictures)
-    if size is not None:
-        if height > size[0] or width > size[1]:
-            raise ValueError(
-                f"pad_size {size[0]}x{size[1]} (height x width) is too small for pictures of up to {height}x{width}; "
-                "raise it, or lower the longest_edge of size"
-            )
-        height, width = size
-    first = pictures[0]
-    if all(picture.shape[-2:] == (height, width) for picture in pictures):
-        return torch.stack(list(pictures)), torch.ones(
-            len(pictures), height, width, dtype=torch.long, device=first.device
-        )
-    padded = first.new_zeros(len(pictures), first.shape[0], height, width)
-    mask = torch.zeros(len(pictures), height, width, dtype=torch.long, device=first.device)
-    for row, picture in enumerate(pictures):
-        padded[row, :, : picture.shape[-2], : picture.shape[-1]] = picture
-        mask[row, : picture.shape[-2], : picture.shape[-1]] = 1
-    return padded, mask
-
-
 def xyxy_in_pixels(boxes: torch.Tensor, target_sizes: Any = None) -> torch.Tensor:
     """(batch, n, 4) cxcywh in fractions → left, top, right, bottom, in pixels of (batch, 2) heights and widths."""
-    centre, half = boxes[..., :2], boxes[..., 2:] / 2
-    edges = torch.cat([centre - half, centre + half], dim=-1)
+    edges = cxcywh_to_xyxy(boxes)
     if target_sizes is None:
         return edges
-    sizes = torch.as_tensor(target_sizes if isinstance(target_sizes, torch.Tensor) else np.array(target_sizes))
-    if sizes.shape != (len(boxes), 2):
-        raise ValueError(
-            f"target_sizes are {tuple(sizes.shape)} for {len(boxes)} pictures; they must be ({len(boxes)}, 2): height "
-            "and width of each picture"
-        )
-    return edges * sizes.flip(-1).repeat(1, 2).unsqueeze(1).to(edges)
+    listed = target_sizes.tolist() if isinstance(target_sizes, (torch.Tensor, np.ndarray)) else target_sizes
+    sizes = [[float(edge) for edge in size] if isinstance(size, Iterable) else [] for size in listed]
+    if [len(size) for size in sizes] != [2] * len(boxes):
+        raise ValueError(f"target_sizes {listed} must be a height and a width for each of {len(boxes)} pictures")
+    scale = torch.tensor(sizes, device=boxes.device).view(-1, 2).flip(-1).repeat(1, 2)
+    return edges * scale.unsqueeze(1)
 
 
-def _height_and_width(picture: Picture) -> tuple[int, int]:
-    if isinstance(picture, torch.Tensor):
-        return picture.shape[-2], picture.shape[-1]
-    return picture.height, picture.width
+def _field(outputs: Any, name: str) -> Any:
+    return outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
 
 
-def _edges(name: str, size: Any, known: Sequence[set[str]]) -> dict[str, int]:
-    forms = " or ".join("{" + ", ".join(sorted(names)) + "}" for names in known)
-    if not isinstance(size, Mapping) or set(size) not in known:
-        raise ValueError(f"{name} {size!r} must be a dictionary {forms}")
-    edges = {edge: size[edge] for edge in sorted(size)}
-    if not all(type(edge) is int and edge > 0 for edge in edges.values()):
-        raise ValueError(f"{name} {size!r} must be whole numbers of pixels above 0")
+def _edges(name: str, size: Any, forms: Sequence[tuple[str, ...]]) -> dict[str, int]:
+    edges = dict(size) if isinstance(size, Mapping) else {}
+    if set(edges) not in map(set, forms) or not all(type(edge) is int and edge > 0 for edge in edges.values()):
+        known = " or ".join("{" + ", ".join(f"{edge!r}: ..." for edge in form) + "}" for form in forms)
+        raise ValueError(f"{name} {size!r} must be {known}, in whole pixels above 0")
     return edges
-
-
-def _stacked(pictures: list[torch.Tensor]) -> torch.Tensor:
-    sizes = sorted({tuple(picture.shape[1:]) for picture in pictures})
-    if len(sizes) > 1:
-        named = ", ".join(f"{height}x{width}" for height, width in sizes[:5]) + (", ..." if len(sizes) > 5 else "")
-        raise ValueError(
-            f"pictures of {len(sizes)} sizes ({named}, height x width) do not fit into one tensor; leave do_pad on, "
-            "or leave return_tensors out"
-        )
-    return torch.stack(pictures)
-
-
-def _as_feature(batch: dict[str, Any], return_tensors: str | None) -> BatchFeature:
-    """`labels` stay a list with a dictionary for each picture."""
-    labels: list[Label] | None = batch.pop("labels", None)
-    feature = BatchFeature(batch, tensor_type=return_tensors)
-    if labels is not None:
-        if return_tensors == "np":
-            feature["labels"] = [{name: value.numpy() for name, value in label.items()} for label in labels]
-        else:
-            feature["labels"] = labels
-    return feature

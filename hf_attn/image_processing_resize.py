@@ -4,6 +4,7 @@ PIL resizes one picture at a time; torch a batch of equal ones, on any device, b
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -44,22 +45,69 @@ def resized_size(size: tuple[int, int], target: tuple[int, int], resize_mode: st
         resized = (longest, target[0]) if size[0] > size[1] else (target[0], longest)
     else:
         resized = round(size[0] / min(ratios)), round(size[1] / min(ratios))
-    if Image.MAX_IMAGE_PIXELS is not None and resized[0] * resized[1] > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"picture of {size[0]}x{size[1]} (height x width) would become {resized[0]}x{resized[1]}, more than "
-            f"{Image.MAX_IMAGE_PIXELS} pixels; it is too thin for resize_mode='shortest_edge', use 'longest_edge'"
-        )
+    _check_pixels(size, resized, "resize_mode='shortest_edge', use 'longest_edge'")
     return resized
 
 
+def size_between_edges(size: tuple[int, int], shortest_edge: int, longest_edge: int | None = None) -> tuple[int, int]:
+    """What a picture of `size` is resized to so that its shorter edge is `shortest_edge`; or, where its longer edge
+    would be more than `longest_edge`, so that that one is.
+
+    Rounded as by transformers (`get_size_with_aspect_ratio`), but never to 0. The authors (datasets/transforms.py) get
+    the longer edge from the shorter one when that is rounded already, and may so exceed `longest_edge`.
+
+    Raises:
+        ValueError: if that is more pixels than PIL opens without a warning (`Image.MAX_IMAGE_PIXELS`).
+    """
+    shorter, longer = min(size), max(size)
+    exact: float = shortest_edge
+    if longest_edge is not None and longer / shorter * shortest_edge > longest_edge:
+        exact = longest_edge * shorter / longer
+    rounded = round(exact)
+    if shorter == rounded:
+        return size
+    edges = max(rounded, 1), max(int(exact * longer / shorter), 1)
+    resized = edges if size[0] < size[1] else edges[::-1]
+    _check_pixels(size, resized, "a shortest_edge alone, give a longest_edge with it")
+    return resized
+
+
+def size_within_frame(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """The largest size in proportion to `size` that fits in, rounded down as transformers does, but never to 0."""
+    scale = min(height / size[0], width / size[1])
+    return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
+
+
+def _check_pixels(size: tuple[int, int], resized: tuple[int, int], too_thin_for: str) -> None:
+    if Image.MAX_IMAGE_PIXELS is not None and resized[0] * resized[1] > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(
+            f"picture of {size[0]}x{size[1]} (height x width) would become {resized[0]}x{resized[1]}, more than "
+            f"{Image.MAX_IMAGE_PIXELS} pixels; it is too thin for {too_thin_for}"
+        )
+
+
 def resize_with_pil(picture: Picture, size: tuple[int, int], resample: Image.Resampling) -> torch.Tensor:
-    """(channels, *size), uint8 or float32 in [0, 1], of a PIL picture or of a tensor like that."""
+    """(channels, *size), uint8 or float32 in [0, 1], of a PIL picture or of a tensor like that on the CPU."""
     height, width = size
+    if size_of(picture) == size:
+        return to_tensor(picture)
     if isinstance(picture, Image.Image):
-        return to_tensor(picture if picture.size == (width, height) else picture.resize((width, height), resample))
+        return to_tensor(picture.resize((width, height), resample))
+    if picture.device.type != "cpu":
+        raise ValueError(
+            f"picture on {picture.device}: PIL works on the CPU; load the processor with backend='torch', or give "
+            "picture.cpu()"
+        )
     channels = [Image.fromarray(channel.numpy()).resize((width, height), resample) for channel in picture]
     resized = torch.from_numpy(np.stack([np.array(channel) for channel in channels]))
     return resized.clamp_(0, 1) if resized.is_floating_point() else resized
+
+
+def size_of(picture: Picture) -> tuple[int, int]:
+    """(height, width)."""
+    if isinstance(picture, torch.Tensor):
+        return picture.shape[-2], picture.shape[-1]
+    return picture.height, picture.width
 
 
 def to_tensor(picture: Picture) -> torch.Tensor:
@@ -184,3 +232,40 @@ def center_crop(
 
 def _half(pixels: int, crop_offset: str) -> int:
     return round(pixels / 2) if crop_offset == "round" else pixels // 2
+
+
+def pad_pictures(
+    pictures: Sequence[torch.Tensor], size: tuple[int, int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures of different sizes as one batch, with zeros on the right and below.
+
+    Args:
+        pictures: (channels, height, width) each.
+        size: (height, width) of the batch; by default the largest height and the largest width.
+
+    Returns:
+        (batch, channels, height, width), and (batch, height, width) int64, 1 where the picture is.
+
+    Raises:
+        ValueError: if a picture is larger than `size`, or pictures differ in channels.
+    """
+    shapes = [tuple(picture.shape) for picture in pictures]
+    if not shapes or any(len(shape) != 3 or shape[0] != shapes[0][0] for shape in shapes):
+        raise ValueError(
+            f"pictures of shapes {shapes} do not fit into one batch; give one or more of (channels, height, width), "
+            "with as many channels each"
+        )
+    height, width = (max(shape[edge] for shape in shapes) for edge in (1, 2))
+    if size is not None:
+        if height > size[0] or width > size[1]:
+            raise ValueError(
+                f"pictures of up to {height}x{width} (height x width) cannot be padded to {size[0]}x{size[1]}; raise "
+                "pad_size, or lower the longest_edge of size"
+            )
+        height, width = size
+    padded = pictures[0].new_zeros(len(pictures), shapes[0][0], height, width)
+    mask = torch.zeros(len(pictures), height, width, dtype=torch.long, device=padded.device)
+    for row, picture in enumerate(pictures):
+        padded[row, :, : picture.shape[1], : picture.shape[2]] = picture
+        mask[row, : picture.shape[1], : picture.shape[2]] = 1
+    return padded, mask

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.image_processing_base import BatchFeature
 
-from .image_processing_base import PictureProcessor, choice, same_shape
+from .image_processing_base import PictureProcessor, check_equal_sizes, choice, same_shape
 from .image_processing_conversion import from_timm_settings, from_transformers_settings
 from .image_processing_inputs import Picture
 from .image_processing_resize import (
@@ -24,6 +24,7 @@ from .image_processing_resize import (
     resize_with_torch,
     resized_size,
     size_before_crop,
+    size_of,
     to_tensor,
 )
 
@@ -126,10 +127,6 @@ class AttnViTImageProcessor(PictureProcessor):
         return cls(**from_transformers_settings(settings))
 
     @classmethod
-    def understood(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        return from_transformers_settings(settings)
-
-    @classmethod
     def backends(cls) -> Mapping[str, type]:
         return IMAGE_PROCESSORS
 
@@ -166,7 +163,7 @@ class AttnViTImageProcessor(PictureProcessor):
             resized = [to_tensor(picture) for picture in pictures]
         if return_tensors is None:
             return BatchFeature({"pixel_values": list(self._standardized(resized, device))})
-        _check_equal_sizes(resized)
+        check_equal_sizes(resized, "give a size to resize them to")
         return BatchFeature({"pixel_values": self._standardized(resized, device)}, tensor_type=return_tensors)
 
     def _resize(
@@ -175,13 +172,7 @@ class AttnViTImageProcessor(PictureProcessor):
         """Each (channels, *size), uint8 or float32 in [0, 1]."""
         resized = []
         for picture in pictures:
-            if isinstance(picture, torch.Tensor) and picture.device.type != "cpu":
-                raise ValueError(
-                    f"picture on {picture.device}: PIL works on the CPU; load the processor with backend='torch', or "
-                    "give picture.cpu()"
-                )
-            height, width = picture.shape[1:] if isinstance(picture, torch.Tensor) else picture.size[::-1]
-            target = resized_size((height, width), size_before_crop(size, self.crop_pct), self.resize_mode)
+            target = resized_size(size_of(picture), size_before_crop(size, self.crop_pct), self.resize_mode)
             resized.append(self._crop(resize_with_pil(picture, target, self.resample), size))
         return resized
 
@@ -223,16 +214,6 @@ IMAGE_PROCESSORS = {
     "torchvision": AttnViTImageProcessor,
     "torch": AttnViTImageProcessorTorch,
 }
-
-
-def _check_equal_sizes(pictures: Sequence[torch.Tensor]) -> None:
-    sizes = sorted({tuple(picture.shape[1:]) for picture in pictures})
-    if len(sizes) > 1:
-        named = ", ".join(f"{height}x{width}" for height, width in sizes[:5]) + (", ..." if len(sizes) > 5 else "")
-        raise ValueError(
-            f"pictures of {len(sizes)} sizes ({named}, height x width) do not fit into one tensor; give a size to "
-            "resize them to, or leave return_tensors out"
-        )
 
 
 def _size(size: Any) -> dict[str, int] | None:

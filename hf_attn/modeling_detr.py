@@ -6,16 +6,12 @@ zero targets + learned queries (b, 100, d) → decoder, every layer kept (6, b, 
 """
 
 import math
-from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutput, ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -25,230 +21,19 @@ from .attention import MultiHeadAttention, cross_attention_mask, grouped_attenti
 from .configuration_detr import AttnDetrConfig
 from .denoising_detr import NoisedQueries, noised_queries
 from .inputs_detr import Backbone, TokensOfPictures
+from .layers_detr import (
+    MLP,
+    BoxHead,
+    ClassHead,
+    ConditionalDecoderLayer,
+    DetrDecoderLayer,
+    DetrEncoderLayer,
+    FromAnchors,
+    HeadLinear,
+)
 from .loss_detr import Denoising, check_labels, detr_loss
+from .outputs_detr import AttnDetrModelOutput, AttnDetrObjectDetectionOutput, DetrDecoderOutput
 from .positions import fraction_sinusoids
-
-EDGE = 1e-5  # how near to the picture's edge a logit of a coordinate can say something is: authors' inverse_sigmoid
-
-
-@dataclass
-class DetrDecoderOutput(ModelOutput):
-    """As `AttnDetrModelOutput`, of the decoder alone."""
-
-    last_hidden_state: torch.Tensor | None = None
-    intermediate_hidden_states: torch.Tensor | None = None
-    intermediate_boxes: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class AttnDetrModelOutput(ModelOutput):
-    """The decoder's last hidden states, and those of all its layers.
-
-    last_hidden_state: (batch, queries, hidden_size).
-    intermediate_hidden_states: (decoder layers, batch, queries, hidden_size), after the final norm.
-    intermediate_boxes: (decoder layers, batch, queries, 4) cxcywh, fractions of the visible picture.
-    encoder_last_hidden_state: (batch, tokens, hidden_size); smaller pictures end in padding.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    intermediate_hidden_states: torch.Tensor | None = None
-    intermediate_boxes: torch.Tensor | None = None
-    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    decoder_attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    encoder_last_hidden_state: torch.Tensor | None = None
-    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    encoder_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-@dataclass
-class AttnDetrObjectDetectionOutput(ModelOutput):
-    """What a detector says of pictures.
-
-    loss: the weighted sum of the terms; loss_dict: the terms, by name, of all layers.
-    logits: (batch, queries, classes), with one more class for "no object" unless the loss is focal.
-    pred_boxes: (batch, queries, 4) cxcywh, fractions of the visible picture.
-    scores: (batch, queries, num_labels), the probability of each class.
-    auxiliary_outputs: `logits` and `pred_boxes` of each layer before the last.
-    The others are those of `AttnDetrModelOutput`.
-    """
-
-    loss: torch.Tensor | None = None
-    loss_dict: dict[str, torch.Tensor] | None = None
-    logits: torch.Tensor | None = None
-    pred_boxes: torch.Tensor | None = None
-    scores: torch.Tensor | None = None
-    auxiliary_outputs: list[dict[str, torch.Tensor]] | None = None
-    last_hidden_state: torch.Tensor | None = None
-    intermediate_hidden_states: torch.Tensor | None = None
-    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    decoder_attentions: tuple[torch.Tensor, ...] | None = None
-    cross_attentions: tuple[torch.Tensor, ...] | None = None
-    encoder_last_hidden_state: torch.Tensor | None = None
-    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
-    encoder_attentions: tuple[torch.Tensor, ...] | None = None
-
-
-# --- parts -----------------------------------------------------------------------------------------------------------
-
-
-class FeedForward(nn.Module):
-    def __init__(self, config: AttnDetrConfig):
-        super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.activation_function]
-        self.dropout = nn.Dropout(config.dropout)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.dropout(self.activation(self.up_proj(x))))
-
-
-def with_gains(attention: MultiHeadAttention) -> MultiHeadAttention:
-    """The same, with the gains of its projections under Glorot's initialisation: the authors' queries, keys and values
-    come from one matrix (3d, d), whose bound is √½ of that of three matrices (d, d)."""
-    for projection in attention.children():
-        if isinstance(projection, nn.Linear):
-            projection.gain = 1.0  # type: ignore[assignment]
-    for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-        projection.gain = math.sqrt(0.5)  # type: ignore[assignment]
-    return attention
-
-
-class DetrEncoderLayer(GradientCheckpointingLayer):
-    def __init__(self, config: AttnDetrConfig, layer_idx: int):
-        super().__init__()
-        self.self_attention = with_gains(MultiHeadAttention(config, layer_idx=layer_idx))
-        self.self_attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: torch.Tensor, positions: torch.Tensor, mask=None, **kwargs: Unpack[TransformersKwargs]):
-        placed = x + positions
-        attended, _ = self.self_attention(placed, placed, x, mask, **kwargs)
-        x = self.self_attention_norm(x + self.dropout(attended))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-
-
-class DetrDecoderLayer(GradientCheckpointingLayer):
-    """Queries read each other, then the memory. `waves` is not used: a learned query says what it wants by itself."""
-
-    def __init__(self, config: AttnDetrConfig, layer_idx: int):
-        super().__init__()
-        self.self_attention = with_gains(MultiHeadAttention(config, layer_idx=layer_idx))
-        self.self_attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self._add_cross_attention(config, layer_idx)
-        self.cross_attention_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.feed_forward = FeedForward(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def _add_cross_attention(self, config: AttnDetrConfig, layer_idx: int) -> None:
-        self.cross_attention = with_gains(MultiHeadAttention(config, layer_idx=layer_idx))
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        queries: torch.Tensor,
-        waves: torch.Tensor | None,
-        memory: torch.Tensor,
-        positions: torch.Tensor,
-        mask=None,
-        memory_mask=None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        placed = x + queries
-        attended, _ = self.self_attention(placed, placed, x, mask, **kwargs)
-        x = self.self_attention_norm(x + self.dropout(attended))
-        attended = self.read_memory(x, queries, waves, memory, positions, memory_mask, **kwargs)
-        x = self.cross_attention_norm(x + self.dropout(attended))
-        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
-
-    def read_memory(self, x, queries, waves, memory, positions, memory_mask, **kwargs) -> torch.Tensor:
-        attended, _ = self.cross_attention(x + queries, memory + positions, memory, memory_mask, **kwargs)
-        return attended
-
-
-class ConditionalCrossAttention(MultiHeadAttention):
-    """Content matches content and place matches place, each by itself, and the two scores add up
-    (Meng et al. 2021, "Conditional DETR", section 3.3)."""
-
-    def __init__(self, config: AttnDetrConfig, layer_idx: int = 0):
-        super().__init__(config, layer_idx=layer_idx)
-        self.scaling = (2 * self.head_dim) ** -0.5
-        self.q_position_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_position_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(  # type: ignore[override]
-        self, query, query_position, key, key_position, attention_mask=None, output_attentions=None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, queries, hidden_size) twice and (batch, keys, hidden_size) twice; returns as its base does."""
-        split = self._split_heads
-        q = torch.cat([split(self.q_proj(query)), split(self.q_position_proj(query_position))], dim=-1)
-        k = torch.cat([split(self.k_proj(key)), split(self.k_position_proj(key_position))], dim=-1)
-        attended, weights = self.read(q, k, split(self.v_proj(key)), attention_mask, output_attentions, **kwargs)
-        return self.out_proj(attended), weights
-
-
-class ConditionalDecoderLayer(DetrDecoderLayer):
-    """As `DetrDecoderLayer`, but a query looks around its anchor, as far as what it has read so far tells it."""
-
-    def _add_cross_attention(self, config: AttnDetrConfig, layer_idx: int) -> None:
-        self.cross_attention = with_gains(ConditionalCrossAttention(config, layer_idx))
-        self.reach = MLP(config.hidden_size, config.hidden_size, config.hidden_size, layers=2)
-
-    def read_memory(self, x, queries, waves, memory, positions, memory_mask, **kwargs) -> torch.Tensor:
-        attended, _ = self.cross_attention(x, waves * self.reach(x), memory, positions, memory_mask, **kwargs)
-        return attended
-
-
-class HeadLinear(nn.Linear):
-    """Begins as torch begins a linear layer; those of the transformer begin by Glorot."""
-
-
-class FromAnchors(HeadLinear):
-    """Begins at zero: boxes begin at their anchors."""
-
-
-class ClassHead(HeadLinear):
-    """Class logits of each query; under focal loss they begin at a probability of 1 %."""
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int, last: type[HeadLinear] = HeadLinear):
-        super().__init__()
-        widths = [inputs, *[hidden] * (layers - 1)]
-        self.layers = nn.ModuleList([HeadLinear(*pair) for pair in pairwise(widths)])
-        self.layers.append(last(widths[-1], outputs))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer in self.layers[:-1]:
-            x = layer(x).relu()
-        return self.layers[-1](x)
-
-
-class BoxHead(MLP):
-    """(..., hidden_size) → (..., 4) cxcywh in (0, 1); beginning at the anchor, where there is one."""
-
-    def __init__(self, config: AttnDetrConfig):
-        last = FromAnchors if config.conditional_attention else HeadLinear
-        super().__init__(config.hidden_size, config.hidden_size, 4, layers=3, last=last)
-
-    def forward(self, x: torch.Tensor, anchors: torch.Tensor | None = None) -> torch.Tensor:
-        moved = super().forward(x)
-        moved = moved.to(torch.promote_types(moved.dtype, torch.float32))  # bfloat16's 8 bits are too few for a place
-        if anchors is not None:
-            moved = moved + torch.logit(anchors.to(moved.dtype), eps=EDGE)
-        return moved.sigmoid()
-
-
-# --- the model -------------------------------------------------------------------------------------------------------
 
 
 class AttnDetrPreTrainedModel(PreTrainedModel):

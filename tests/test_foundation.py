@@ -20,7 +20,7 @@ from hf_attn.environment import check_torchvision
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hf_attn"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORTED_AS = {"pillow": "PIL"}
+IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml"}
 REQUIREMENTS = {
     IMPORTED_AS.get(requirement.name, requirement.name.replace("-", "_")): requirement
     for requirement in map(Requirement, PROJECT["dependencies"])
@@ -28,12 +28,12 @@ REQUIREMENTS = {
 
 # From the lowest up. What is not in STAY_HERE travels to the Hub with a model or its pipeline.
 FLOORS = (
-    r"attention|positions|environment|visualization|rollout",
-    r"(configuration|modeling|generation|inputs|loss|tokenization|image_processing)_\w+",
+    r"attention|positions|boxes|environment|visualization|rollout|drawing_boxes|detr_attention",
+    r"drawing|(configuration|modeling|generation|inputs|layers|outputs|denoising|loss|tokenization|image_processing)_\w+",
     r"pipeline_\w+|training/\w+",
     r"__init__|__main__|console|registration|commands_\w+",
 )
-STAY_HERE = re.compile(r"environment|visualization|rollout|training/\w+|" + FLOORS[3])
+STAY_HERE = re.compile(r"environment|visualization|rollout|drawing\w*|detr_attention|training/\w+|" + FLOORS[3])
 
 
 def modules() -> list[str]:

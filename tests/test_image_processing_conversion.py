@@ -1,4 +1,4 @@
-"""timm's evaluation transforms and transformers' processors of the ViT family are reproduced bit for bit."""
+"""timm's evaluation transforms and transformers' processors for ViT and DETR are reproduced bit for bit."""
 
 import numpy as np
 import pytest
@@ -7,9 +7,14 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch.testing import assert_close
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.conditional_detr.image_processing_pil_conditional_detr import ConditionalDetrImageProcessorPil
+from transformers.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.models.detr.image_processing_detr import DetrImageProcessor
+from transformers.models.detr.image_processing_pil_detr import DetrImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from hf_attn.image_processing_detr import AttnDetrImageProcessor
 from hf_attn.image_processing_vit import AttnViTImageProcessor
 
 SIZES = [(300, 200), (199, 301), (97, 98), (224, 224), (31, 255), (248, 248), (500, 333)]
@@ -111,8 +116,9 @@ def test_transparency_as_their_do_convert_rgb_treats_it():
 
 
 def test_files_of_version_4_with_one_number_for_a_square():
-    ours = AttnViTImageProcessor.from_transformers({"feature_extractor_type": "ViTFeatureExtractor", "size": 192})
-    assert (ours.size, ours.resize_mode) == ({"height": 192, "width": 192}, "exact")
+    settings = {"feature_extractor_type": "ViTFeatureExtractor", "size": 192}
+    for ours in (AttnViTImageProcessor.from_transformers(settings), AttnViTImageProcessor.from_dict(settings)):
+        assert (ours.size, ours.resize_mode) == ({"height": 192, "width": 192}, "exact")
 
 
 @pytest.mark.parametrize(
@@ -138,3 +144,78 @@ def test_what_cannot_be_reproduced_of_transformers_is_refused(settings, named):
     settings = {"size": {"height": 224, "width": 224}, **settings}
     with pytest.raises(ValueError, match=named):
         AttnViTImageProcessor.from_transformers(settings)
+
+
+DETR_SMALL = {"shortest_edge": 48, "longest_edge": 80}
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        DetrImageProcessorPil(size=DETR_SMALL),
+        DetrImageProcessorPil(size=DETR_SMALL, resample=3, image_mean=[0.1, 0.2, 0.3], do_convert_rgb=True),
+        DetrImageProcessorPil(size=DETR_SMALL, pad_size={"height": 90, "width": 100}, do_normalize=False),
+        DetrImageProcessorPil(size={"height": 40, "width": 50}, do_pad=False),
+        DetrImageProcessorPil(size={"max_height": 64, "max_width": 64}, pad_size={"height": 64, "width": 64}),
+        ConditionalDetrImageProcessorPil(size=DETR_SMALL),
+    ],
+)
+def test_transformers_processors_for_detr(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path)
+    pictures = [picture(*size) for size in SIZES]
+    expected = theirs(pictures, return_tensors="pt")
+    for ours in (
+        AttnDetrImageProcessor.from_transformers(theirs.to_dict()),
+        AttnDetrImageProcessor.from_pretrained(tmp_path),
+    ):
+        found = ours(pictures, return_tensors="pt")
+        assert set(found) == set(expected)
+        for name, value in expected.items():
+            exactly(found[name], value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        DetrImageProcessor().to_dict(),
+        DeformableDetrImageProcessor().to_dict(),
+        {"image_processor_type": "DetrImageProcessorFast", "size": {"shortest_edge": 800, "longest_edge": 1333}},
+        {"image_processor_type": "DetrImageProcessor", "pad_and_return_pixel_mask": True, "crop_size": None},
+        # facebook/detr-resnet-50 as it was first, and later
+        {"feature_extractor_type": "DetrFeatureExtractor", "format": "coco_detection", "max_size": 1333, "size": 800},
+        {
+            "feature_extractor_type": "DetrFeatureExtractor",
+            "image_processor_type": "DetrImageProcessor",
+            "size": {"shortest_edge": 800},
+            "max_size": 1333,
+        },
+    ],
+)
+def test_files_of_every_version_of_detr_mean_the_authors_settings(settings):
+    assert AttnDetrImageProcessor.from_dict(settings).to_dict() == AttnDetrImageProcessor().to_dict()
+
+
+def test_the_longest_edge_of_files_of_version_4():
+    settings = {"feature_extractor_type": "DetrFeatureExtractor", "size": 512, "max_size": 600}
+    assert AttnDetrImageProcessor.from_dict(settings).size == {"shortest_edge": 512, "longest_edge": 600}
+    del settings["max_size"]
+    assert AttnDetrImageProcessor.from_dict(settings).size == {"shortest_edge": 512, "longest_edge": 1333}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"do_rescale": False}, "values must be rescaled by 1/255"),
+        ({"rescale_factor": 1 / 127.5}, "values must be rescaled by 1/255"),
+        ({"format": "coco_panoptic"}, "annotations of format 'coco_panoptic', but only boxes are read here"),
+        (
+            {"image_processor_type": "YolosImageProcessor"},
+            "YolosImageProcessor may resize by another rule than DETR's",
+        ),
+        ({"size": {"shortest_edge": 8, "height": 8}}, "must be"),
+        ({"do_reduce_labels": True}, "DetrImageProcessor's do_reduce_labels cannot be expressed here"),
+    ],
+)
+def test_what_cannot_be_reproduced_of_detr_is_refused(settings, named):
+    with pytest.raises(ValueError, match=named):
+        AttnDetrImageProcessor.from_transformers({"image_processor_type": "DetrImageProcessor", **settings})

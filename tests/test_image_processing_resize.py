@@ -1,4 +1,4 @@
-"""torch resizes as PIL does, whatever the sizes, and the crop keeps the middle."""
+"""torch resizes as PIL does, whatever the sizes; the crop keeps the middle, and padding is on the right and below."""
 
 import numpy as np
 import pytest
@@ -7,16 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.testing import assert_close
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import get_image_size_for_max_height_width
 
 from hf_attn.image_processing_resize import (
     RESAMPLING,
     center_crop,
+    pad_pictures,
     resize_like_pil,
     resize_weights,
     resize_with_pil,
     resize_with_torch,
     resized_size,
     size_before_crop,
+    size_between_edges,
+    size_within_frame,
 )
 
 FILTERS = [resample for resample in RESAMPLING if resample != Image.Resampling.NEAREST]
@@ -112,6 +117,47 @@ def test_a_picture_too_thin_to_cover_a_square_is_refused():
     assert resized_size((1, 100_000), (248, 248), "longest_edge") == (1, 248)
 
 
+MANY_PIXELS = st.integers(1, 6000)
+
+
+@given(MANY_PIXELS, MANY_PIXELS, st.integers(1, 1500), st.none() | st.integers(1, 2000))
+@settings(max_examples=500)
+def test_sizes_between_edges_are_those_of_transformers(height, width, shortest_edge, longest_edge):
+    expected = get_size_with_aspect_ratio((height, width), shortest_edge, longest_edge)
+    if expected[0] * expected[1] <= Image.MAX_IMAGE_PIXELS:
+        assert size_between_edges((height, width), shortest_edge, longest_edge) == (
+            max(expected[0], 1),
+            max(expected[1], 1),
+        )
+
+
+@given(MANY_PIXELS, MANY_PIXELS, st.integers(1, 2000), st.integers(1, 2000))
+@settings(max_examples=300)
+def test_sizes_within_a_frame_are_those_of_transformers(height, width, max_height, max_width):
+    expected = get_image_size_for_max_height_width((height, width), max_height, max_width)
+    assert size_within_frame((height, width), max_height, max_width) == (max(expected[0], 1), max(expected[1], 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (800, 1066)),
+        ((640, 480), (1066, 800)),
+        ((400, 1600), (333, 1333)),
+        ((800, 1200), (800, 1200)),
+        ((500, 500), (800, 800)),
+        ((1, 5000), (1, 1333)),  # transformers': 0 rows
+    ],
+)
+def test_the_shortest_edge_unless_the_longest_were_exceeded(size, expected):
+    assert size_between_edges(size, 800, 1333) == expected
+
+
+def test_a_picture_too_thin_for_a_shortest_edge_alone_is_refused():
+    with pytest.raises(ValueError, match=r"picture of 1x100000 .* would become 248x24800000, .*give a longest_edge"):
+        size_between_edges((1, 100_000), 248)
+
+
 @pytest.mark.parametrize(
     ("size", "crop_pct", "expected"),
     [((224, 224), 0.9, (248, 248)), ((224, 112), 0.875, (256, 128)), ((7, 7), 1.0, (7, 7))],
@@ -140,3 +186,28 @@ def test_half_a_pixel_goes_to_the_even_neighbour_or_up_and_left(crop_offset, fir
     for surplus, expected in enumerate(first):
         line = torch.arange(4 + surplus).float().view(1, 1, -1)
         assert center_crop(line, (1, 4), torch.zeros(1), crop_offset)[0, 0, 0] == expected
+
+
+@given(st.lists(st.tuples(EDGES, EDGES), min_size=1, max_size=4), st.none() | st.tuples(EDGES, EDGES))
+def test_padding_is_on_the_right_and_below_and_not_in_the_mask(sizes, padded_size):
+    pictures = [torch.rand(2, *size) + 1 for size in sizes]
+    height, width = (max(edges) for edges in zip(*sizes, strict=True))
+    if padded_size is not None and (padded_size[0] < height or padded_size[1] < width):
+        named = f"up to {height}x{width} .* cannot be padded to {padded_size[0]}x{padded_size[1]}; raise pad_size"
+        with pytest.raises(ValueError, match=named):
+            pad_pictures(pictures, padded_size)
+        return
+    padded, mask = pad_pictures(pictures, padded_size)
+    assert padded.shape == (len(sizes), 2, *(padded_size or (height, width)))
+    assert mask.dtype == torch.int64
+    for picture, values, visible in zip(pictures, padded, mask, strict=True):
+        assert_close(values[:, : picture.shape[1], : picture.shape[2]], picture, rtol=0, atol=0)
+        assert torch.equal(values[0] > 0, visible == 1)
+
+
+@pytest.mark.parametrize("pictures", [[], [torch.zeros(3, 4)], [torch.zeros(3, 4, 4), torch.zeros(1, 4, 4)]])
+def test_what_cannot_be_one_batch_is_not_padded(pictures):
+    with pytest.raises(
+        ValueError, match=r"do not fit into one batch; give one or more of \(channels, height, width\)"
+    ):
+        pad_pictures(pictures)

@@ -154,6 +154,10 @@ def test_chosen_hidden_states_are_counted_in_their_own_stack():
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 
+def empty_cache(model) -> EncoderDecoderCache:
+    return EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
+
+
 @pytest.mark.parametrize("layers", [(2, 2), (1, 3), (3, 1)], ids=str)
 @pytest.mark.parametrize("steps", [[1, 1, 1, 1], [2, 2], [1, 3]], ids=str)
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
@@ -204,10 +208,47 @@ def test_a_static_cache_writes_the_same_words_after_a_padded_beginning():
     assert static[0, 2:].tolist() == alone[0].tolist()
 
 
+@pytest.mark.parametrize("part", ["", "model", "model.decoder"])
+@torch.no_grad()
+def test_a_cache_is_taken_under_its_old_name_too(part):
+    torch.compiler.reset()
+    model = tiny_translator(decoder_layers=1)
+    inputs = {"input_ids": SOURCE, "decoder_input_ids": TARGET}
+    if part == "model.decoder":
+        inputs = {"input_ids": TARGET, "encoder_hidden_states": model.get_encoder()(SOURCE).last_hidden_state}
+    module = model.get_submodule(part)
+    expected = module(**inputs, use_cache=False)[0]
+
+    cache = empty_cache(model)
+    with pytest.warns(FutureWarning, match="`past_key_values` is deprecated .* Use `cache` instead"):
+        outputs = module(**inputs, past_key_values=cache)
+    assert outputs.cache is cache and outputs.past_key_values is cache
+    assert cache.get_seq_length() == TARGET.shape[1]
+    assert_close(outputs[0], expected)
+
+    cache = empty_cache(model)
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    assert_close(compiled(**inputs, past_key_values=cache)[0], expected)
+    assert cache.get_seq_length() == TARGET.shape[1]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_generate_takes_a_cache_under_its_old_name_too(num_beams):
+    model = tiny_translator()
+    search = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": num_beams, "do_sample": False}
+    expected = model.generate(SOURCE, **search)
+    cache = empty_cache(model)
+    with pytest.warns(FutureWarning, match="`past_key_values` is deprecated .* Use `cache` instead") as warned:
+        found = model.generate(SOURCE, past_key_values=cache, **search)
+    assert [warning.filename for warning in warned] == [__file__]
+    assert found.tolist() == expected.tolist()
+    assert cache.get_seq_length() == 4
+
+
 def test_a_cache_in_training_with_checkpoints_is_left_alone():
     model = tiny_translator().train()
     model.activation_checkpointing_enable()
-    cache = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
+    cache = empty_cache(model)
     outputs = model(input_ids=SOURCE, decoder_input_ids=TARGET, cache=cache)
     outputs.logits.sum().backward()
     assert cache.get_seq_length() == 0

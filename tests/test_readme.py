@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 
 from hf_attn import AttnViTImageProcessor
 from hf_attn.__main__ import app
-from tests.tiny import tiny_vit
+from hf_attn.image_processing_detr import AttnDetrImageProcessor
+from tests.detection_shapes import save_coco, scenes
+from tests.tiny import tiny_detr, tiny_vit
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,6 +23,7 @@ COMMANDS = re.findall(r"^    (hf-attn .*)$", README, re.MULTILINE)
 # What would take hours in a block is done for a moment.
 FOR_A_MOMENT = {
     "max_steps=20000": "max_steps=2, vocab_size=400, model_config={'hidden_size': 16, 'intermediate_size': 16}",
+    "num_train_epochs=50": "max_steps=2, batch_size=4, warmup_steps=0, scales=(32,), longest_edge=32",
     "num_train_epochs=100": "max_steps=2, batch_size=4, model_config={'hidden_size': 16, 'num_hidden_layers': 1}",
 }
 
@@ -38,6 +41,11 @@ def workplace(tmp_path, monkeypatch, translator_directory):
         for color in ("red", "green"):
             (tmp_path / "photos" / color).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (70, 60 + number), color).save(tmp_path / "photos" / color / f"{number}.png")
+    AttnDetrImageProcessor(size={"longest_edge": 64}).save_pretrained(tmp_path / "runs" / "fashion_detr")
+    tiny_detr().save_pretrained(tmp_path / "runs" / "fashion_detr")
+    scenes(1)[0]["image"].save(tmp_path / "scene.jpg")
+    for number, split in enumerate(("train", "validation")):
+        save_coco(scenes(8, 32, 100 * number), tmp_path / "scenes", split)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -50,7 +58,7 @@ def test_the_python_blocks_run_one_after_another(workplace, capsys):
             block = block.replace(long, short)
         exec(compile(block, "README.md", "exec"), names)
         printed.append(capsys.readouterr().out)
-    assert len(PYTHON) == 10 and all(printed)
+    assert len(PYTHON) == 13 and all(printed)
     assert printed[1].count("\n") == 3
     assert " document" in names["tokenizer"].decode(names["ids"][0])
     assert (workplace / "runs" / "mine" / "model.safetensors").is_file()
@@ -59,7 +67,10 @@ def test_the_python_blocks_run_one_after_another(workplace, capsys):
     assert (workplace / "runs" / "photos" / "confusion_matrix.png").is_file()
     assert "torch.Size([14, 14])" in printed[7] and (workplace / "where_it_looks.png").is_file()
     assert "torch.Size([1, 16, 14, 14])" in printed[8]
-    assert "torch.Size([1, 64, 14, 14])" in printed[9]
+    assert printed[9].count("\n") == 2  # a list for each picture
+    assert (workplace / "runs" / "scenes" / "sample.png").is_file()
+    assert "torch.Size([2, 4, 4])" in printed[11] and (workplace / "scene_with_boxes.png").is_file()
+    assert "torch.Size([1, 64, 14, 14])" in printed[12]
 
 
 def test_what_is_done_for_a_moment_stands_in_readme():
