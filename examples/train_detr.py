@@ -6,8 +6,6 @@
 The data are made by detection_scenes.py (for fashion about 90 MB of downloads and 3 minutes on 2 cores, once). The
 model is the preset "tiny": a residual network of stride 8, 2 encoder and 3 decoder layers of width 128, conditional
 attention with anchors, denoising queries and focal loss.
-
-RESULTS
 """
 
 from enum import StrEnum
