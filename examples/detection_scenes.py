@@ -9,15 +9,18 @@ Each writes JPEG files and COCO JSON, for `load_detections` and `hf-attn train d
 - fashion: 40,000 scenes of 96 pixels with 1 to 4 items of Fashion-MNIST (MIT licence), tinted, in 10 classes;
   validation has items of its test set.
 - stamps: 20,000 scenes of 192 pixels with 1 to 5 photo cut-outs of Tux Paint's stamps (GPL-2), in 6 classes (its
-  folders of fish and insects are too small). A quarter of the cut-outs is for validation alone.
+  folders of fish and insects are too small), each class as often. Validation has a quarter of them, and nothing that
+  training has another picture of: either lions or tigers.
 - trees: the 951 tree crowns that people have drawn on four aerial photographs, in the package deepforest of PyPI (MIT
-  licence), cut in tiles of 400 pixels; one photograph is for validation.
+  licence), cut in tiles of 400 pixels; one photograph, of 279 crowns, is for validation.
 
-Backgrounds are photographs of Debian's packages mate-backgrounds and lomiri-wallpapers-20.04, every fourth of them for
-validation alone; for stamps those are left out that show flowers or animals themselves.
+Backgrounds are pictures of Debian's packages mate-backgrounds and lomiri-wallpapers-20.04, every fourth of them for
+validation alone. Stamps stand only on photographs, some of lomiri-wallpapers-16.04 among them, and on none that shows
+flowers, fruit or animals itself.
 """
 
 import io
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,20 +35,31 @@ from PIL import Image
 from scenes import Composition, Cutout, Split, divided, write_scenes
 from stamps import FOLDERS, REMEDY, cut_out_photos
 from stamps import PACKAGE as STAMPS
-from tiles import write_tiles
+from tiles import Photo, write_tiles
 
 from hf_attn.console import errors_in_one_line
 from hf_attn.training.picture_files import read_idx
 
-BACKGROUNDS = {"mate-backgrounds": "/nature/", "lomiri-wallpapers-20.04": "/backgrounds/"}  # and which of their files
-SHOW_STAMPS = ("FreshFlower", "Garden", "LadyBird", "TwoWings", "YellowFlower", "Kleiber")  # what stamps show, too
+# Packages with backgrounds, and the part of a path that these have.
+BACKGROUNDS = {"mate-backgrounds": "/nature/", "lomiri-wallpapers-20.04": "/backgrounds/"}
+STAMP_BACKGROUNDS = {**BACKGROUNDS, "lomiri-wallpapers-16.04": "/backgrounds/"}
+# What those begin with that show what stamps show, and those that are not photographs.
+SHOW_STAMPS = (
+    *("FreshFlower", "Garden", "LadyBird", "TwoWings", "YellowFlower", "Kleiber"),
+    *("Picture_0B", "free_by", "friends_by", "seeding_by"),
+)
+NOT_PHOTOGRAPHS = ("Fossa", "Infinite-Sea", "Painting-Colors", "analogpattern", "umang")
 BACKGROUND_SIDE = 1000  # pixels of the longer edge; more are of no use to scenes so small
 TOO_FEW = ("fish", "insect")
+# Stamps that are not what their folder says: two drawings, a toy, a seed head, two wheels, the markings of a car.
+ODD_STAMPS = ("hedgehog", "echidna", "edward_bear", "appooppanthady", "7spoke256", "wheel_tractor", "sedan_police")
 FOR_VALIDATION = 0.25  # of the cut-outs and of the backgrounds
 
 FASHION = Composition(side=96, most=4, scale=(0.28, 0.58), turn=10, overlap=0.15, tint=0.35)
 STAMP_SCENES = Composition(side=192, most=5, scale=(0.18, 0.55))
+STAMP_CLASSES = [label for label in FOLDERS.values() if label not in TOO_FEW]
 DEEPFOREST = "deepforest==2.1.0"
+TREES_FOR_VALIDATION = "2019_YELL_2_541000_4977000_image_crop"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=(__doc__ or "").partition("\n")[0])
 Cache = Annotated[Path, typer.Option(help="Folder where downloads are kept.")]
@@ -74,15 +88,17 @@ class FashionCutouts(Sequence):
         return Cutout(CLASS_NAMES[self.labels[item]], Image.fromarray(pixels))
 
 
-def backgrounds(cache: Path, without: Sequence[str] = ()) -> list[list[Image.Image]]:
-    """Photographs for training and for validation."""
+def backgrounds(
+    cache: Path, packages: dict[str, str] = BACKGROUNDS, without: Sequence[str] = ()
+) -> list[list[Image.Image]]:
+    """Pictures for training and for validation, of those in the packages whose names do not begin with `without`."""
     if not apt_is_there():
         raise RuntimeError(
-            "apt-get and dpkg-deb are not here, and the photographs come from Debian's packages "
-            f"{' and '.join(BACKGROUNDS)}; make the scenes on another system"
+            "apt-get and dpkg-deb are not here, and the backgrounds come from Debian's packages "
+            f"{' and '.join(packages)}; make the scenes on another system"
         )
     photos = {}
-    for package, part in BACKGROUNDS.items():
+    for package, part in packages.items():
         folder = fetch_once(cache / package, Apt(cache, REMEDY).download(package))
         for path, content in files_in_package(cached_file(folder, "*.deb"), ".jpg"):
             if part in path and not Path(path).name.startswith(tuple(without)):
@@ -102,15 +118,21 @@ def fashion(
     cache_dir: Cache = Path("data/cache"),
 ) -> Path:
     """Items of Fashion-MNIST on photographs, 96 pixels."""
-    with errors_in_one_line(False):
+
+    def make_splits() -> dict[str, Split]:
         directory = prepare_fashion_mnist(cache_dir.parent / "fashion_mnist", cache_dir)
-        photos = dict(zip(("train", "validation"), backgrounds(cache_dir), strict=True))
         splits = {}
-        for name, prefix, number in (("train", "train", train), ("validation", "t10k", validation)):
+        for name, prefix, photos in zip(
+            ("train", "validation"), ("train", "t10k"), backgrounds(cache_dir), strict=True
+        ):
             items = read_idx(directory / f"{prefix}-images-idx3-ubyte.gz", 3)
             labels = read_idx(directory / f"{prefix}-labels-idx1-ubyte.gz", 1)
-            splits[name] = Split(FashionCutouts(items, labels), photos[name], number)
-        return write_scenes(output, splits, CLASS_NAMES, FASHION, seed, processes, typer.echo)
+            splits[name] = Split(FashionCutouts(items, labels), photos)
+        return splits
+
+    with errors_in_one_line(False):
+        scenes = {"train": train, "validation": validation}
+        return write_scenes(output, scenes, make_splits, CLASS_NAMES, FASHION, seed, processes, typer.echo)
 
 
 @app.command()
@@ -123,24 +145,38 @@ def stamps(
     cache_dir: Cache = Path("data/cache"),
 ) -> Path:
     """Photo cut-outs on photographs, 192 pixels."""
-    with errors_in_one_line(False):
-        photos = backgrounds(cache_dir, SHOW_STAMPS)
+
+    def make_splits() -> dict[str, Split]:
+        photos = backgrounds(cache_dir, STAMP_BACKGROUNDS, SHOW_STAMPS + NOT_PHOTOGRAPHS)
         folder = fetch_once(cache_dir / STAMPS, Apt(cache_dir, REMEDY).download(STAMPS))
-        found: dict[str, list[tuple[str, Image.Image]]] = {}
-        for label, name, picture in cut_out_photos(cached_file(folder, "*.deb")):
-            box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
-            if label not in TOO_FEW and box is not None:
-                found.setdefault(label, []).append((name, picture.crop(box)))
-        cutouts: list[list[Cutout]] = [[], []]
-        for label, pictures in found.items():
-            for split, chosen in zip(cutouts, divided(pictures, FOR_VALIDATION, lambda one: one[0]), strict=True):
-                split += [Cutout(label, picture) for _, picture in chosen]
-        splits = {
-            "train": Split(Balanced(cutouts[0]), photos[0], train),
-            "validation": Split(Balanced(cutouts[1]), photos[1], validation),
-        }
-        labels = [label for label in FOLDERS.values() if label in found]
-        return write_scenes(output, splits, labels, STAMP_SCENES, seed, processes, typer.echo)
+        cutouts = stamp_cutouts(cached_file(folder, "*.deb"))
+        made_of = zip(("train", "validation"), cutouts, photos, strict=True)
+        return {name: Split(Balanced(own), pictures) for name, own, pictures in made_of}
+
+    with errors_in_one_line(False):
+        scenes = {"train": train, "validation": validation}
+        return write_scenes(output, scenes, make_splits, STAMP_CLASSES, STAMP_SCENES, seed, processes, typer.echo)
+
+
+def stamp_cutouts(deb: Path) -> list[list[Cutout]]:
+    """Cut-outs of the package for training and for validation, which have no kind of thing in common."""
+    found: dict[str, list[tuple[str, Cutout]]] = {}
+    for label, name, picture in cut_out_photos(deb):
+        box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox()
+        if label in STAMP_CLASSES and Path(name).stem not in ODD_STAMPS and box is not None:
+            found.setdefault(label, []).append((name, Cutout(label, picture.crop(box))))
+    splits: list[list[Cutout]] = [[], []]
+    for stamps in found.values():
+        divisions = divided(stamps, FOR_VALIDATION, lambda stamp: stamp[0], lambda stamp: kind(*stamp))
+        for split, chosen in zip(splits, divisions, strict=True):
+            split += [cutout for _, cutout in chosen]
+    return splits
+
+
+def kind(name: str, cutout: Cutout) -> str:
+    """What a stamp shows: "apple" for apple_fuji.png and apple_red.png. Flowers that are only numbered differ."""
+    word = re.match(r"[a-z]+", name.lower())
+    return name if word is None or word[0] == cutout.label else word[0].removesuffix("s")
 
 
 class Balanced(Sequence):
@@ -167,13 +203,17 @@ def trees(
     cache_dir: Cache = Path("data/cache"),
 ) -> Path:
     """Tree crowns on aerial photographs, drawn by people."""
-    with errors_in_one_line(False):
+
+    def make_photos() -> list[Photo]:
         remedy = "check the network and pip's settings"
         folder = fetch_once(cache_dir / "deepforest", download_wheel(DEEPFOREST, remedy))
-        return write_tiles(output, list(aerial_photos(cached_file(folder, "*.whl"))), side, typer.echo)
+        return list(aerial_photos(cached_file(folder, "*.whl")))
+
+    with errors_in_one_line(False):
+        return write_tiles(output, make_photos, TREES_FOR_VALIDATION, side, "tree", typer.echo)
 
 
-def aerial_photos(wheel: Path) -> Iterator[tuple[str, Image.Image, list[list[float]]]]:
+def aerial_photos(wheel: Path) -> Iterator[Photo]:
     """(name, photograph, boxes left, top, right, bottom) of those with drawn crowns."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())

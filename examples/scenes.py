@@ -4,9 +4,8 @@ Objects and backgrounds of one split are in no other, so that validation says ho
 things, that it has never seen. Used by detection_scenes.py.
 """
 
-import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from coco_json import is_there, made_whole, write_annotations
 from PIL import Image, ImageEnhance, ImageFilter
 
-from hf_attn.training.checkpoints import whole_directory
-
 QUALITY = 92  # of the JPEG files
-SETTINGS_FILE = "scenes.json"
 TRIES = 20  # to find a place for an object
 CHUNK = 100  # scenes that a process makes at a time
 
@@ -62,12 +59,12 @@ class Split:
 
     cutouts: Sequence[Cutout]
     backgrounds: Sequence[Image.Image]
-    scenes: int
 
 
 def write_scenes(
     output_dir: Path,
-    splits: dict[str, Split],
+    scenes: dict[str, int],
+    make_splits: Callable[[], dict[str, Split]],
     labels: Sequence[str],
     composition: Composition,
     seed: int = 0,
@@ -77,92 +74,53 @@ def write_scenes(
     """A directory with a folder of JPEG files and annotations/instances_<split>.json for each split.
 
     Each scene follows from the seed, its split and its number, however many processes there are. What is there with
-    the same settings stays.
+    the same settings stays, and then `make_splits` is not called.
+
+    Args:
+        scenes: how many, by split.
+        make_splits: fetches what the scenes of each split are made of.
+        labels: the classes by number.
 
     Raises:
-        ValueError: if the directory holds scenes of other settings.
+        ValueError: if the directory holds anything else.
     """
-    record = {
-        "composition": asdict(composition),
-        "labels": list(labels),
-        "seed": seed,
-        "scenes": {name: split.scenes for name, split in splits.items()},
-    }
-    if output_dir.is_dir():
-        before = (
-            json.loads((output_dir / SETTINGS_FILE).read_text()) if (output_dir / SETTINGS_FILE).is_file() else None
-        )
-        if before != json.loads(json.dumps(record)):
-            raise ValueError(f"{output_dir} holds other scenes; delete it, or choose another directory")
+    settings = {"composition": asdict(composition), "labels": list(labels), "seed": seed, "scenes": scenes}
+    if is_there(output_dir, settings):
         say(f"{output_dir}: the scenes are there")
         return output_dir
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with whole_directory(output_dir) as temporary:
-        (temporary / "annotations").mkdir()
-        for place, (name, split) in enumerate(splits.items()):
-            boxes = _write_split(temporary, name, split, labels, composition, (seed, place), processes)
-            say(f"{name}: {split.scenes:,} scenes, {boxes:,} boxes")
-        (temporary / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    splits = make_splits()
+    with made_whole(output_dir, settings) as temporary:
+        for place, (name, number) in enumerate(scenes.items()):
+            (temporary / name).mkdir()
+            work = partial(_write_chunk, temporary / name, composition, (seed, place), number)
+            found = _in_processes(work, range(0, number, CHUNK), splits[name], processes)
+            objects = [(scene, labels.index(label), box) for chunk in found for scene, label, box in chunk]
+            pictures = [(file_name(scene), composition.side, composition.side) for scene in range(number)]
+            boxes = write_annotations(temporary, name, labels, pictures, objects)
+            say(f"{name}: {number:,} scenes, {boxes:,} boxes")
     return output_dir
-
-
-def _write_split(
-    directory: Path,
-    name: str,
-    split: Split,
-    labels: Sequence[str],
-    composition: Composition,
-    seed: tuple[int, int],
-    processes: int,
-) -> int:
-    (directory / name).mkdir()
-    starts = range(0, split.scenes, CHUNK)
-    work = partial(_write_chunk, directory / name, composition, seed)
-    _made_of.append(split)
-    try:
-        if processes == 1:
-            chunks = list(map(work, starts))
-        else:
-            with ProcessPoolExecutor(processes, get_context("fork")) as pool:
-                chunks = list(pool.map(work, starts))
-    finally:
-        _made_of.clear()
-    numbers = {label: number for number, label in enumerate(labels)}
-    annotations = [
-        {
-            "id": 0,
-            "image_id": number,
-            "category_id": numbers[label],
-            "bbox": list(box),
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-        }
-        for chunk in chunks
-        for number, label, box in chunk
-    ]
-    for place, annotation in enumerate(annotations, start=1):
-        annotation["id"] = place
-    content = {
-        "images": [
-            {"id": number, "file_name": file_name(number), "width": composition.side, "height": composition.side}
-            for number in range(split.scenes)
-        ],
-        "categories": [{"id": number, "name": label} for label, number in numbers.items()],
-        "annotations": annotations,
-    }
-    (directory / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
-    return len(annotations)
 
 
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 _made_of: list[Split] = []  # the split at hand, which processes inherit: it is too large to be sent with each chunk
 
 
+def _in_processes(work: Callable[[int], Any], starts: Sequence[int], split: Split, processes: int) -> list[Any]:
+    _made_of.append(split)
+    try:
+        if processes == 1:
+            return list(map(work, starts))
+        with ProcessPoolExecutor(processes, get_context("fork")) as pool:
+            return list(pool.map(work, starts))
+    finally:
+        _made_of.clear()
+
+
 def _write_chunk(
-    folder: Path, composition: Composition, seed: tuple[int, int], start: int
+    folder: Path, composition: Composition, seed: tuple[int, int], scenes: int, start: int
 ) -> list[tuple[int, str, Box]]:
     (split,), rows = _made_of, []
-    for number in range(start, min(start + CHUNK, split.scenes)):
+    for number in range(start, min(start + CHUNK, scenes)):
         scene, objects = compose(split, composition, random.Random(f"{seed} {number}"))
         scene.save(folder / file_name(number), quality=QUALITY)
         rows += [(number, label, box) for label, box in objects]
@@ -248,9 +206,18 @@ def _covered(box: Box, other: Box) -> float:
     return common / min(box[2] * box[3], other[2] * other[3])
 
 
-def divided(things: Sequence[Any], share: float, key: Callable[[Any], str] = str) -> Iterator[list[Any]]:
-    """Two lists: of the things, by the order of their keys, every so many are in the second."""
-    ordered = sorted(things, key=key)
+def divided(
+    things: Sequence[Any], share: float, key: Callable[[Any], str] = str, kind: Callable[[Any], str] | None = None
+) -> tuple[list[Any], list[Any]]:
+    """Two lists, the second with about a share of the things, that have no `kind` (by default, no key) in common.
+
+    Kinds of few things come first and then the order of keys decides: every so many kinds go into the second list.
+    """
+    kinds: dict[str, list[Any]] = {}
+    for thing in sorted(things, key=key):
+        kinds.setdefault((kind or key)(thing), []).append(thing)
     every = round(1 / share)
-    yield [thing for place, thing in enumerate(ordered) if place % every]
-    yield [thing for place, thing in enumerate(ordered) if not place % every]
+    lists: tuple[list[Any], list[Any]] = ([], [])
+    for place, alike in enumerate(sorted(kinds.values(), key=len)):
+        lists[place % every == 0] += alike
+    return lists

@@ -84,8 +84,7 @@ def detr_loss(
         number, matched, pictures = _items(labels, num_items_in_batch, logits)
         class_weight = number
         if config.class_loss != "focal":  # the weights of all queries
-            empty = config.eos_coefficient
-            class_weight = (1 - empty) * matched + empty * logits.shape[2] * pictures
+            class_weight = matched + config.eos_coefficient * (logits.shape[2] * pictures - matched)
         found = _terms(logits, boxes, classes, targets, config, number, class_weight)
         loss = _weighted(found, config)
         terms = _named(found, "")
@@ -114,7 +113,7 @@ def match(logits: torch.Tensor, boxes: torch.Tensor, labels: Labels, config: Any
     """The cheapest assignment of each picture's boxes to its queries, for every layer (Carion et al. 2020, eq. 1).
 
     A GPU is waited for once, for the costs of all layers and pictures. The labels are checked after that, wherever
-    they are, since it costs no other wait.
+    they are: the GPU has nothing left to do then.
 
     Args:
         logits: (layers, batch, queries, classes).

@@ -1,5 +1,6 @@
 """Boxes: there and back, and overlaps equal to torchvision's."""
 
+import pytest
 import torch
 import torchvision.ops
 from hypothesis import given
@@ -47,6 +48,29 @@ def test_giou_of_equal_boxes_is_one_and_of_distant_ones_nearly_minus_one():
     assert elementwise_generalized_box_iou(box, far) < -0.99
 
 
-def test_half_precision_boxes_are_compared_in_float32():
-    boxes = random_boxes(3, 4)
-    assert generalized_box_iou(boxes.bfloat16(), boxes.bfloat16()).dtype == torch.float32
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_boxes_are_computed_in_float32(dtype):
+    boxes, others = random_boxes(3, 4).to(dtype), random_boxes(3, 5).to(dtype)
+    for one in (cxcywh_to_xyxy, xyxy_to_cxcywh, box_area):
+        assert_close(one(boxes), one(boxes.float()), rtol=0, atol=0)
+    for pairs in (generalized_box_iou, elementwise_generalized_box_iou, lambda a, b: box_iou(a, b)[0]):
+        assert_close(pairs(boxes, others), pairs(boxes.float(), others.float()), rtol=0, atol=0)
+
+
+def test_pairs_may_have_any_dimensions_before_them():
+    boxes, others = random_boxes(24, 6).view(2, 3, 4, 4), random_boxes(15, 7).view(3, 5, 4)
+    overlaps = generalized_box_iou(boxes, others)
+    assert overlaps.shape == box_iou(boxes, others)[0].shape == (2, 3, 4, 5)
+    assert_close(overlaps[1, 2], torchvision.ops.generalized_box_iou(boxes[1, 2], others[2]))
+    assert generalized_box_iou(boxes, others[:, :0]).shape == (2, 3, 4, 0)
+
+
+def test_gradients_of_giou_equal_torchvisions():
+    boxes, others = random_boxes(6, 8).requires_grad_(), random_boxes(6, 9)
+    (gradient,) = torch.autograd.grad(elementwise_generalized_box_iou(boxes, others).sum(), boxes)
+    expected = torch.autograd.grad(torchvision.ops.generalized_box_iou(boxes, others).diagonal().sum(), boxes)
+    assert_close(gradient, *expected)
+
+
+def test_a_box_turned_inside_out_has_no_area():
+    assert box_area(torch.tensor([0.6, 0.2, 0.4, 0.8])) == box_area(torch.tensor([0.6, 0.8, 0.4, 0.2])) == 0

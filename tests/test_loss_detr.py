@@ -1,22 +1,27 @@
 """DETR's loss: equal to the authors' written down naively and to transformers', exact when batches are cut up."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision.ops
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch.testing import assert_close
-from transformers import DetrConfig
+from transformers import DetrConfig, DetrImageProcessor
 from transformers.loss.loss_for_object_detection import ForObjectDetectionLoss, HungarianMatcher
 
 from hf_attn import AttnDetrConfig
-from hf_attn.boxes import cxcywh_to_xyxy
+from hf_attn.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from hf_attn.loss_detr import Denoising, check_labels, count_items, detr_loss, match
 
+ROOT = Path(__file__).parent.parent
 CLASSES, QUERIES, LAYERS = 5, 6, 3
 NUMBERS = {"some": (2, 0, 3, 1), "none": (0, 0, 0, 0), "too many": (8, 1, 0, 6)}
 
@@ -49,6 +54,7 @@ def authors_loss(logits, boxes, labels, config):
     total, terms, assignments = 0.0, {}, []
     for layer in range(len(logits)):
         ce, weights, l1, giou = 0.0, 0.0, 0.0, 0.0
+        hits, pairs, miscounted = 0, 0, 0
         for picture, label in enumerate(labels):
             shares = (
                 logits[layer, picture].sigmoid()
@@ -85,6 +91,13 @@ def authors_loss(logits, boxes, labels, config):
                     weight = config.eos_coefficient if right[q] == CLASSES else 1.0
                     ce = ce - weight * logits[layer, picture, q].log_softmax(-1)[right[q]]
                     weights += weight
+            said = 0
+            for q in range(logits.shape[2]):
+                best = int(logits[layer, picture, q].argmax())
+                said += bool(shares[q].max() > 0.5) if config.class_loss == "focal" else best != CLASSES
+                hits += right[q] != CLASSES and best == right[q]
+            pairs += len(rows)
+            miscounted += abs(said - len(target))
             for q, t in zip(rows, columns, strict=True):
                 box = boxes[layer, picture, q]
                 l1 = l1 + (box - label["boxes"][t]).abs().sum()
@@ -93,6 +106,8 @@ def authors_loss(logits, boxes, labels, config):
         name = "" if layer == len(logits) - 1 else f"_{layer}"
         terms |= {f"loss_ce{name}": ce, f"loss_bbox{name}": l1 / number, f"loss_giou{name}": giou / number}
         total = total + config.class_loss_coefficient * ce + 5 * l1 / number + 2 * giou / number
+    terms["class_error"] = 100 - 100 * hits / max(pairs, 1)  # of the last layer
+    terms["cardinality_error"] = miscounted / len(labels)
     return total, terms, assignments
 
 
@@ -106,8 +121,10 @@ def test_it_is_the_authors_loss(class_loss, numbers):
     wanted = torch.autograd.grad(expected, (logits, boxes), allow_unused=True)
     loss, found = detr_loss(logits, boxes, labels, config)
     assert_close(loss, torch.as_tensor(expected))
-    for name, value in terms.items():
-        assert_close(found[name], torch.as_tensor(value, dtype=torch.float64).detach(), msg=name)
+    assert set(found) == set(terms)
+    for name, value in found.items():
+        assert not value.requires_grad and value.shape == ()
+        assert_close(value.double(), torch.as_tensor(terms[name], dtype=torch.float64).detach(), msg=name)
     pairs = match(logits, boxes, labels, config)
     for layer, picture, rows, columns in assignments:
         assert [side[layer].tolist() for side in pairs[picture]] == [rows, columns]
@@ -115,7 +132,7 @@ def test_it_is_the_authors_loss(class_loss, numbers):
         assert_close(mine, torch.zeros_like(mine) if other is None else other, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("numbers", [NUMBERS["some"], NUMBERS["none"]], ids=["some", "none"])
+@pytest.mark.parametrize("numbers", NUMBERS.values(), ids=NUMBERS)
 def test_it_equals_transformers(numbers):
     config = settings()
     logits, boxes = predictions(4, CLASSES + 1)
@@ -123,9 +140,10 @@ def test_it_equals_transformers(numbers):
     theirs = DetrConfig(num_labels=CLASSES, auxiliary_loss=True, num_queries=QUERIES)
     expected, terms, _ = ForObjectDetectionLoss(logits[-1], labels, "cpu", boxes[-1], theirs, logits, boxes)
     loss, found = detr_loss(logits, boxes, labels, config)
-    assert_close(loss, expected, rtol=1e-6, atol=1e-6)
-    for name in ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error", "loss_ce_0", "loss_giou_1"):
-        assert_close(found[name], terms[name].detach().float(), rtol=1e-6, atol=1e-6, msg=name)
+    assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert {name for name in terms if not name.startswith("cardinality_error_")} == set(found) - {"class_error"}
+    for name in set(found) - {"class_error"}:
+        assert_close(found[name], terms[name].detach().float(), rtol=1e-6, atol=0, msg=name)
     mine, other = (torch.autograd.grad(one, (logits, boxes), retain_graph=True) for one in (loss, expected))
     for a, b in zip(mine, other, strict=True):
         assert_close(a, b, rtol=0, atol=1e-5)
@@ -142,104 +160,152 @@ def test_matching_equals_transformers():
             assert queries[layer].tolist() == rows.tolist() and targets[layer].tolist() == columns.tolist()
 
 
+def noised(labels, classes: int, groups: int = 2) -> Denoising:
+    """Every label `groups` times, in slots as many as the picture with most boxes needs."""
+    most = max(len(label["boxes"]) for label in labels)
+    logits, boxes = predictions(len(labels), classes, seed=7, dtype=torch.float64, queries=groups * most)
+    right = torch.full((len(labels), groups, most), -1)
+    targets = torch.full((len(labels), groups, most, 4), 0.5, dtype=torch.float64)
+    for picture, label in enumerate(labels):
+        right[picture, :, : len(label["boxes"])] = label["class_labels"]
+        targets[picture, :, : len(label["boxes"])] = label["boxes"]
+    return Denoising(logits, boxes, right.flatten(1), targets.flatten(1, 2), groups)
+
+
+def part_of(denoising: Denoising | None, own: slice) -> Denoising | None:
+    if denoising is None:
+        return None
+    whole = (denoising.logits[:, own], denoising.boxes[:, own], denoising.classes[own], denoising.targets[own])
+    return Denoising(*whole, denoising.groups)
+
+
+@pytest.mark.parametrize("denoised", [False, True], ids=["plain", "denoising"])
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
 @pytest.mark.parametrize("parts", [2, 4])
-def test_accumulated_batches_equal_a_large_one(class_loss, parts):
+def test_accumulated_batches_equal_a_large_one(class_loss, parts, denoised):
     """Loss and gradients: 1 x 8 = 2 x 4 = 4 x 2, also where a picture has more boxes than there are queries."""
     config = settings(class_loss)
     logits, boxes = predictions(8, config.num_class_logits, dtype=torch.float64)
     labels = some_labels([2, 0, 3, 1, 5, 0, 0, 8], dtype=torch.float64)
+    denoising = noised(labels, config.num_class_logits) if denoised else None
     items = count_items(labels, QUERIES)
     assert items.tolist() == [19, 17, 8]
-    whole, _ = detr_loss(logits, boxes, labels, config)
+    whole, _ = detr_loss(logits, boxes, labels, config, denoising=denoising)
     size = 8 // parts
-    batches = [slice(first, first + size) for first in range(0, 8, size)]
-    cut = sum(detr_loss(logits[:, own], boxes[:, own], labels[own], config, items)[0] for own in batches)
+    cut = sum(
+        detr_loss(logits[:, own], boxes[:, own], labels[own], config, items, part_of(denoising, own))[0]
+        for own in (slice(first, first + size) for first in range(0, 8, size))
+    )
     assert_close(cut, whole, rtol=1e-12, atol=0)
-    gradients = [torch.autograd.grad(one, (logits, boxes), retain_graph=True) for one in (whole, cut)]
+    inputs = [logits, boxes, *([denoising.logits, denoising.boxes] if denoising else [])]
+    gradients = [torch.autograd.grad(one, inputs, retain_graph=True) for one in (whole, cut)]
     for a, b in zip(*gradients, strict=True):
+        assert a.any()
         assert_close(a, b, rtol=0, atol=1e-10)
 
 
-TWO_PROCESSES = """
-import sys
+# Loads the loss without the rest of the package, which takes longer than everything else here.
+ONE_OF_TWO_PROCESSES = """
+import sys, types
 import torch
 from torch import distributed
-from tests.test_loss_detr import predictions, settings, some_labels
-from hf_attn.loss_detr import detr_loss
 
-distributed.init_process_group("gloo")
-rank = distributed.get_rank()
-config = settings(sys.argv[1])
-numbers = [2, 0, 3, 1, 5, 0, 0, 6]
-logits, boxes = predictions(8, config.num_class_logits, dtype=torch.float64)
-labels = some_labels(numbers, dtype=torch.float64)
+package = sys.modules["hf_attn"] = types.ModuleType("hf_attn")
+package.__path__ = [sys.argv[1] + "/hf_attn"]
+from hf_attn.loss_detr import count_items, detr_loss
+
+directory, rank = sys.argv[2], int(sys.argv[3])
+distributed.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=2)
 own = slice(4 * rank, 4 * rank + 4)
-loss, _ = detr_loss(logits[:, own], boxes[:, own], labels[own], config)
-loss.backward()
-for gradient in (logits.grad, boxes.grad):  # as DDP does
-    distributed.all_reduce(gradient)
-    gradient /= 2
-total = loss.detach() / 2
-distributed.all_reduce(total)
+results = []
+for logits, boxes, labels, config, counted in torch.load(f"{directory}/cases.pt", weights_only=False):
+    logits.requires_grad_(), boxes.requires_grad_()
+    items = None
+    if counted:
+        items = count_items(labels[own], logits.shape[2])
+        distributed.all_reduce(items)
+    loss, _ = detr_loss(logits[:, own], boxes[:, own], labels[own], types.SimpleNamespace(**config), items)
+    loss.backward()
+    result = [loss.detach(), logits.grad, boxes.grad]
+    for value in result:
+        distributed.all_reduce(value)
+        if not counted:
+            value /= 2  # DDP takes the mean over processes
+    results.append(result)
 if rank == 0:
-    torch.save([total, logits.grad, boxes.grad], sys.argv[2])
+    torch.save(results, f"{directory}/results.pt")
 distributed.destroy_process_group()
 """
 
 
+def test_two_processes_equal_one(tmp_path):
+    """With and without counting beforehand; transformers divides by the number of processes twice."""
+    cases, expected = [], []
+    for class_loss in ("cross_entropy", "focal"):
+        for numbers in ([2, 0, 3, 1, 5, 0, 0, 8], [0, 0, 0, 0, 0, 1, 0, 0]):  # fewer boxes than processes
+            config = settings(class_loss)
+            logits, boxes = predictions(8, config.num_class_logits, dtype=torch.float64)
+            labels = some_labels(numbers, dtype=torch.float64)
+            loss, _ = detr_loss(logits, boxes, labels, config)
+            loss.backward()
+            for counted in (False, True):
+                cases.append((logits.detach(), boxes.detach(), labels, config.to_dict(), counted))
+                expected.append((loss.detach(), logits.grad, boxes.grad))
+    torch.save(cases, tmp_path / "cases.pt")
+    script = [sys.executable, "-c", ONE_OF_TWO_PROCESSES, str(ROOT), str(tmp_path)]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([*script, str(rank)], env=quiet, stderr=subprocess.PIPE) for rank in range(2)]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors.decode()
+    results = torch.load(tmp_path / "results.pt")
+    for found, right in zip(results, expected, strict=True):
+        for mine, other in zip(found, right, strict=True):
+            assert_close(mine, other, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("class_loss", ["cross_entropy", "focal"])
-def test_two_processes_equal_one(class_loss, tmp_path):
-    """transformers divides by the number of processes twice."""
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    root = Path(__file__).parent.parent
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run(
-        [sys.executable, *launch, str(script), class_loss, str(tmp_path / "two.pt")],
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+def test_denoising_needs_no_matching_and_counts_no_padding(class_loss):
     config = settings(class_loss)
-    logits, boxes = predictions(8, config.num_class_logits, dtype=torch.float64)
-    loss, _ = detr_loss(logits, boxes, some_labels([2, 0, 3, 1, 5, 0, 0, 6], dtype=torch.float64), config)
-    loss.backward()
-    for found, expected in zip(torch.load(tmp_path / "two.pt"), (loss.detach(), logits.grad, boxes.grad), strict=True):
-        assert_close(found, expected, rtol=1e-10, atol=1e-12)
-
-
-def test_denoising_needs_no_matching_and_counts_no_padding():
-    config = settings("focal", denoising_groups=2)
-    logits, boxes = predictions(2, CLASSES, dtype=torch.float64)
+    logits, boxes = predictions(2, config.num_class_logits, dtype=torch.float64)
     labels = some_labels([2, 1], dtype=torch.float64)
-    own_logits, own_boxes = predictions(2, CLASSES, seed=7, dtype=torch.float64, queries=4)
-    classes = torch.stack(
-        [labels[0]["class_labels"].repeat(2), torch.tensor([labels[1]["class_labels"][0], -1]).repeat(2)]
-    )
-    targets = torch.full((2, 4, 4), 0.5, dtype=torch.float64)
-    targets[0] = labels[0]["boxes"].repeat(2, 1)
-    targets[1, [0, 2]] = labels[1]["boxes"]
-    denoising = Denoising(own_logits, own_boxes, classes, targets, groups=2)
+    denoising = noised(labels, config.num_class_logits)
+    assert denoising.classes[1].tolist() == [labels[1]["class_labels"].item(), -1] * 2
     plain, _ = detr_loss(logits, boxes, labels, config)
     loss, terms = detr_loss(logits, boxes, labels, config, denoising=denoising)
     expected = 0.0
     for layer in range(LAYERS):
+        found = {"ce": 0.0, "bbox": 0.0, "giou": 0.0}
         for picture in range(2):
             for slot in range(4):
-                if classes[picture, slot] < 0:
+                right, target = denoising.classes[picture, slot], denoising.targets[picture, slot]
+                if right < 0:
                     continue
-                onehot = torch.nn.functional.one_hot(classes[picture, slot], CLASSES).double()
-                ce = torchvision.ops.sigmoid_focal_loss(own_logits[layer, picture, slot], onehot, 0.25, 2.0).sum()
-                box, right = own_boxes[layer, picture, slot], targets[picture, slot]
-                giou = torchvision.ops.generalized_box_iou(cxcywh_to_xyxy(box)[None], cxcywh_to_xyxy(right)[None])[
-                    0, 0
-                ]
-                expected = expected + (ce + 5 * (box - right).abs().sum() + 2 * (1 - giou)) / (3 * 2)
+                said, box = denoising.logits[layer, picture, slot], denoising.boxes[layer, picture, slot]
+                if class_loss == "focal":
+                    onehot = torch.nn.functional.one_hot(right, CLASSES).double()
+                    found["ce"] += torchvision.ops.sigmoid_focal_loss(said, onehot, 0.25, 2.0).sum() / (3 * 2)
+                else:
+                    found["ce"] -= said.log_softmax(-1)[right] / (3 * 2)
+                found["bbox"] += (box - target).abs().sum() / (3 * 2)
+                corners = cxcywh_to_xyxy(box)[None], cxcywh_to_xyxy(target)[None]
+                found["giou"] += (1 - torchvision.ops.generalized_box_iou(*corners)[0, 0]) / (3 * 2)
+        for name, value in found.items():
+            assert_close(terms[f"loss_dn_{name}" + ("" if layer == LAYERS - 1 else f"_{layer}")], value.detach())
+        expected = expected + config.class_loss_coefficient * found["ce"] + 5 * found["bbox"] + 2 * found["giou"]
     assert_close(loss - plain, expected)
-    assert {"loss_dn_ce", "loss_dn_bbox_0", "loss_dn_giou_1"} <= set(terms)
-    (gradient,) = torch.autograd.grad(loss, own_logits)
-    assert not gradient[:, 1, [1, 3]].any() and gradient[:, 1, 0].any()
+    gradient, of_boxes = torch.autograd.grad(loss, (denoising.logits, denoising.boxes))
+    for value in (gradient, of_boxes):
+        assert not value[:, 1, [1, 3]].any() and value[:, 1, 0].any()
+
+
+def test_without_boxes_there_is_nothing_to_denoise_and_no_class_to_mistake():
+    config = settings()
+    logits, boxes = predictions(2, CLASSES + 1)
+    loss, terms = detr_loss(logits, boxes, some_labels([0, 0]), config)
+    loss.backward()
+    assert terms["loss_bbox"] == terms["loss_giou"] == 0 and terms["class_error"] == 100
+    assert logits.grad.any() and not boxes.grad.any()
 
 
 def test_half_precision_and_autocast_are_computed_in_float32():
@@ -253,10 +319,31 @@ def test_half_precision_and_autocast_are_computed_in_float32():
         assert_close(detr_loss(logits.bfloat16(), boxes.bfloat16(), labels, config)[0], expected, rtol=0, atol=0)
 
 
-def test_predictions_that_diverged_are_named():
+@pytest.mark.parametrize("numbers", [[2], [0]], ids=["some", "none"])
+@pytest.mark.parametrize("side", ["logits", "boxes"])
+def test_predictions_that_diverged_are_named(side, numbers):
     logits, boxes = predictions(1, CLASSES + 1)
+    wrong = {"logits": logits, "boxes": boxes} | {side: torch.full_like(locals()[side], torch.nan)}
     with pytest.raises(ValueError, match="diverged; use a lower learning_rate"):
-        detr_loss(logits * torch.nan, boxes, some_labels([2]), settings())
+        detr_loss(wrong["logits"], wrong["boxes"], some_labels(numbers), settings())
+
+
+@pytest.mark.parametrize("items", [torch.tensor(2), 2, torch.tensor([2, 1])])
+def test_other_counts_than_count_items_are_refused(items):
+    logits, boxes = predictions(1, CLASSES + 1)
+    with pytest.raises(ValueError, match=r"num_items_in_batch has the shape .*\(3,\), the sum of count_items"):
+        detr_loss(logits, boxes, some_labels([2]), settings(), items)
+
+
+def test_only_matching_needs_scipy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    spec = importlib.util.spec_from_file_location("hf_attn.loss_without_scipy", ROOT / "hf_attn" / "loss_detr.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    module.check_labels(some_labels([2]), CLASSES, 1)
+    with pytest.raises(ImportError, match=r"training a detector needs scipy.*pip install scipy"):
+        module.detr_loss(*predictions(1, CLASSES + 1), some_labels([2]), settings())
 
 
 def labelled(classes, boxes, **more):
@@ -274,23 +361,83 @@ BOX = [0.5, 0.5, 0.2, 0.2]
         (labelled([-1], [BOX]), "class label -1"),
         (labelled([1.0], [BOX]), "whole numbers"),
         (labelled([1], [[120.0, 60.0, 40.0, 30.0]]), r"box 0 \(120, 60, 40, 30\).*in pixels.*divide"),
-        (labelled([1], [[0.5, 0.5, 0.9, 0.9], ]), None),
         (labelled([1], [[0.1, 0.2, 0.9, 0.8]]), "as left, top, right, bottom.*xyxy_to_cxcywh"),
         (labelled([1], [[0.5, 0.5, -0.1, 0.2]]), "width or height that is not above 0"),
         (labelled([1], [[0.5, 0.5, 0.0, 0.2]]), "width or height that is not above 0"),
         (labelled([1], [[0.9, 0.5, 0.4, 0.2]]), "reaches beyond the picture.*clip"),
         (labelled([1], [[0.5, float("nan"), 0.4, 0.2]]), "not four finite numbers"),
         (labelled([1, 2], [BOX]), r"\(1, 4\).*for 2 class_labels.*\(2, 4\)"),
-        ([{"boxes": torch.zeros(0, 4)}], "no tensor 'class_labels'"),
+        (labelled([1], [[120, 60, 40, 30]]), "torch.int64; they must be floats.*divide pixels"),
+        (labelled([1], [[0.5, 0.5, 0.2]]), r"\(1, 3\) for 1 class_labels"),
+        (labelled([[1]], [BOX]), r"class_labels of picture number 0 are \(1, 1\).*whole numbers"),
+        (labelled([True], [BOX]), "torch.bool.*whole numbers"),
+        ([{"boxes": torch.zeros(0, 4)}], "number 0 has no 'class_labels', only boxes; the image processor makes it"),
+        ([{"class_labels": torch.zeros(0, dtype=torch.long)}], "has no 'boxes', only class_labels"),
+        ([{}], "has no 'class_labels', only nothing"),
+        ([{"class_labels": [1], "boxes": torch.zeros(1, 4)}], "class_labels of picture number 0 are a list"),
+        (torch.tensor([1]), "labels are a Tensor; give a list"),
+        ([torch.tensor([1])], "the label of picture number 0 is a Tensor; give a dictionary"),
         ([], "labels of 0 pictures for 1"),
     ],
 )  # fmt: skip
 def test_wrong_labels_are_named_with_their_picture_and_the_remedy(labels, message):
-    if message is None:
+    with pytest.raises(ValueError, match=message):
         check_labels(labels, CLASSES, 1)
-    else:
-        with pytest.raises(ValueError, match=message):
-            check_labels(labels, CLASSES, 1)
+
+
+def test_the_first_wrong_box_of_a_batch_is_named():
+    labels = some_labels([2, 0, 3])
+    labels[2]["boxes"][1] = torch.tensor([0.5, 0.5, 0.0, 0.2])
+    with pytest.raises(ValueError, match=r"box 1 \(0.5, 0.5, 0, 0.2\) of picture number 2 has a width"):
+        check_labels(labels, CLASSES, 3)
+    labels[2]["image_id"] = torch.tensor([4711])
+    with pytest.raises(ValueError, match="picture image_id 4711 has a width"):
+        check_labels(labels, CLASSES, 3)
+
+
+@pytest.mark.parametrize(("class_loss", "classes"), [("cross_entropy", CLASSES + 1), ("focal", CLASSES)])
+def test_the_loss_refuses_wrong_labels_that_no_one_has_checked(class_loss, classes):
+    """As those on a GPU are, which check_labels does not look at. transformers takes the first for "no object"."""
+    logits, boxes = predictions(1, classes)
+    for wrong in ([CLASSES], [CLASSES + 7], [-1]):
+        with pytest.raises(ValueError, match=f"class label {wrong[0]} of picture number 0"):
+            detr_loss(logits, boxes, labelled(wrong, [BOX]), settings(class_loss))
+    for box, message in (([0.5, torch.nan, 0.2, 0.2], "finite"), ([50.0, 60.0, 20.0, 20.0], "in pixels")):
+        with pytest.raises(ValueError, match=f"of picture number 0 is .*{message}"):
+            detr_loss(logits, boxes, labelled([1], [box]), settings(class_loss))
+
+
+def test_labels_that_are_not_on_the_cpu_are_not_looked_at():
+    """A meta tensor has no values, so reading one raises."""
+    labels = [{"class_labels": torch.tensor([9]), "boxes": torch.tensor([BOX]), "image_id": torch.tensor([7])}] * 2
+    elsewhere = [{name: value.to("meta") for name, value in label.items()} for label in labels]
+    check_labels(elsewhere, CLASSES, 2)
+    with pytest.raises(ValueError, match="labels of 2 pictures for 3"):
+        check_labels(elsewhere, CLASSES, 3)
+
+
+def test_labels_of_transformers_processor_are_right():
+    pictures = [np.zeros((60, 80, 3), np.uint8)] * 2
+    box = {"bbox": [1, 2, 30, 40], "category_id": 1, "area": 1200, "iscrowd": 0}
+    annotations = [{"image_id": 3, "annotations": [box]}, {"image_id": 4, "annotations": []}]
+    labels = DetrImageProcessor()(pictures, annotations=annotations, return_tensors="pt")["labels"]
+    check_labels(labels, CLASSES, 2)
+    loss, _ = detr_loss(*predictions(2, CLASSES + 1), labels, settings())
+    assert loss > 0
+
+
+edges = st.floats(0, 1)
+
+
+@given(st.lists(st.tuples(edges, edges, edges, edges), min_size=1, max_size=4))
+def test_no_box_within_the_picture_is_refused(corners):
+    corners = torch.tensor(corners, dtype=torch.float64)
+    low, high = torch.minimum(corners[:, :2], corners[:, 2:]), torch.maximum(corners[:, :2], corners[:, 2:])
+    low = low.minimum(high - 0.01).clamp(min=0)
+    boxes = xyxy_to_cxcywh(torch.cat([low, high.maximum(low + 0.01)], dim=1))
+    classes = torch.zeros(len(boxes), dtype=torch.long)
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        check_labels([{"class_labels": classes, "boxes": boxes.to(dtype)}], CLASSES, 1)
 
 
 def test_boxes_that_touch_the_edges_are_right():
