@@ -1,4 +1,4 @@
-"""DETR's layers and heads: post-norm, positions on queries and keys but not on values (Carion et al. 2020, fig. 10)."""
+"""DETR's layers and heads: post-norm, positions on queries and keys but not on values (Carion et al. 2020, fig 10)."""
 
 import math
 from itertools import pairwise
