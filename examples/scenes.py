@@ -219,5 +219,5 @@ def divided(
     every = round(1 / share)
     lists: tuple[list[Any], list[Any]] = ([], [])
     for place, alike in enumerate(sorted(kinds.values(), key=len)):
-        lists[place % every == 0] += alike
+        lists[place % every == 0].extend(alike)
     return lists
