@@ -34,7 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "colour_jitter": 0.2,
         "ema_decay": 0.999,
         "data_name": "photo cut-outs of Tux Paint's stamps on photographs, 192 pixels",
-        "data_license": "GPL-2 (cut-outs); the backgrounds are Debian's mate-backgrounds and lomiri-wallpapers-20.04",
+        "data_license": "GPL-2 (cut-outs); the backgrounds are Debian's mate-backgrounds and lomiri-wallpapers",
     },
 }
 

@@ -3,8 +3,6 @@
 import gzip
 import importlib
 import io
-import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +17,13 @@ from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 from transformers import Dinov2Config, Dinov2Model
 
 from hf_attn.training.picture_data import load_pictures
+from tests.mirror import Mirror, downloads, png
 from tests.tiny import randomise
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 digits = importlib.import_module("digits")
 dinov2 = importlib.import_module("dinov2")
-downloads = importlib.import_module("downloads")
 fashion_mnist = importlib.import_module("fashion_mnist")
 stamps = importlib.import_module("stamps")
-
-
-class Mirror:
-    """Answers apt-get and dpkg-deb from packages in memory, {path: content}, and counts the downloads."""
-
-    def __init__(self, **packages: dict[str, bytes]):
-        self.packages = {name.replace("_", "-"): files for name, files in packages.items()}
-        self.downloads: list[str] = []
-
-    def run(self, *command: str | Path, remedy: str, cwd: Path | None = None, capture: bool = False) -> bytes:
-        words = [str(word) for word in command]
-        if words[0] == "dpkg-deb":
-            return Path(words[2]).read_bytes()
-        if "download" in words:
-            assert cwd is not None
-            package = words[-1]
-            self.downloads.append(package)
-            (cwd / f"{package}_1_all.deb").write_bytes(tar_of(self.packages[package]))
-        return b""
-
-    def answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(downloads, "run", self.run)
-        monkeypatch.setattr(downloads.shutil, "which", lambda command: f"/usr/bin/{command}")
-
-
-def tar_of(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(f"./usr/share/{name}")
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 # Fashion-MNIST
@@ -80,7 +44,7 @@ def small_fashion(monkeypatch: pytest.MonkeyPatch) -> Mirror:
     for name, shape in shapes.items():
         values = generator.integers(0, 256, shape) if len(shape) == 3 else np.arange(shape[0]) % 10
         files[f"datasets/fashion-mnist/{name}"] = idx(values)
-    mirror = Mirror(dataset_fashion_mnist=files)
+    mirror = Mirror({"dataset-fashion-mnist": files})
     mirror.answer(monkeypatch)
     return mirror
 
@@ -141,12 +105,6 @@ def test_without_apt_the_message_says_where_the_pictures_come_from(
 # Stamps
 
 
-def png(mode: str, size: tuple[int, int], colour: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size, colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def test_photos_lie_in_folders_by_class_without_drawings_and_mirrored_copies(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -154,7 +112,7 @@ def test_photos_lie_in_folders_by_class_without_drawings_and_mirrored_copies(
     animals = "tuxpaint/stamps/animals"
     names = ["birds/owl.png", "birds/cartoon/tux.png", "mammals/cats/lion.png", "mammals/cats/lion_mirror.png"]
     files = {f"{animals}/{name}": red for name in [*names, "mammals/cats/lion.txt", "dinosaur/rex.png"]}
-    mirror = Mirror(tuxpaint_stamps_default={**files, "tuxpaint/stamps/vehicles/auto/sedan.png": red})
+    mirror = Mirror({"tuxpaint-stamps-default": {**files, "tuxpaint/stamps/vehicles/auto/sedan.png": red}})
     mirror.answer(monkeypatch)
     directory = stamps.prepare_stamps(tmp_path / "stamps", tmp_path / "cache")
     found = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*.png"))
