@@ -15,12 +15,13 @@ the other in the same turn, median and quartiles: above 1 hf_attn is faster. `pe
 product that was measured on this machine in the same number format. Operations are those that torch counts in
 hf_attn's forward, two for each multiply-add, three times that in training.
 
-Measured on 1 thread of an Intel Xeon at 2.5 GHz, shared with others, by `--row matching --threads 1`:
+Measured on 1 thread of an Intel Xeon at 2.5 GHz, shared with others, by
+`--row matching --threads 1 --turns 25`:
 
     matching of 6 layers, 32 pictures, 20 boxes each
                                            img/s                     ratio
-    hf_attn            323.64 (231.53 to 585.81)
-    transformers            9.13 (7.66 to 11.19)    38.08 (30.94 to 49.48)
+    hf_attn          1208.30 (960.60 to 1260.61)
+    transformers          30.09 (29.37 to 30.88)    39.77 (34.28 to 41.68)
 
 `--quick` takes seconds, with pictures and a backbone too small to say anything about speed: to see whether all of it
 runs.
