@@ -3,6 +3,7 @@
 Beside each switch stands the paper that it is from.
 """
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -46,7 +47,7 @@ class AttnDetrConfig(PreTrainedConfig):
     # Backbone
     backbone: str = "resnet50"  # of timm
     backbone_kwargs: dict[str, Any] | None = None  # of timm's model; the paper's DC5: {"output_stride": 16}
-    backbone_feature: int = -1  # which of its feature maps; -2 is one stride before the last
+    backbone_feature: int = -1  # which of its feature maps; -2 is one stride, or one layer of a ViT, before the last
     backbone_config: dict[str, Any] | None = None  # of an AttnViTBackbone, instead of timm's
     num_channels: int = 3
     use_pretrained_backbone: bool = False  # fetch timm's weights for a new model; never when a checkpoint is loaded
@@ -107,12 +108,14 @@ class AttnDetrConfig(PreTrainedConfig):
         for name in RATES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1)")
-        for name in ("denoising_label_noise", "focal_alpha"):
+        for name in ("denoising_label_noise", "denoising_box_noise", "focal_alpha"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not a share, from 0 to 1")
-        for name in (*WEIGHTS, "denoising_groups", "denoising_box_noise", "frozen_stride"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} {getattr(self, name)} is below 0")
+        for name in (*WEIGHTS, "denoising_groups", "frozen_stride"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)} is not a number from 0")
+        if not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps {self.layer_norm_eps} is not above 0; the usual value is 1e-5")
         if not self.position_temperature > 1:
             raise ValueError(f"position_temperature {self.position_temperature} is not above 1; the paper's is 10000")
         if self.class_cost == self.box_cost == self.giou_cost == 0:
@@ -130,13 +133,24 @@ class AttnDetrConfig(PreTrainedConfig):
                 f"hidden_size {self.hidden_size} is not a multiple of 4: a quarter each for the sines and the cosines "
                 "of rows and columns"
             )
-        if self.backbone_config is not None and self.backbone_config.get("model_type") != "attn_vit":
+        if self.backbone_config is not None:
+            self._check_vit(self.backbone_config)
+
+    def _check_vit(self, settings: dict[str, Any]) -> None:
+        if settings.get("model_type") != "attn_vit":
             raise ValueError(
-                f"backbone_config is of model_type {self.backbone_config.get('model_type')!r}; it must be the "
-                'to_dict() of an AttnViTConfig, model_type "attn_vit". Any other backbone comes from timm by its name '
-                "in `backbone`"
+                f"backbone_config is of model_type {settings.get('model_type')!r}; it must be the to_dict() of an "
+                'AttnViTConfig, model_type "attn_vit". Any other backbone comes from timm by its name in `backbone`'
             )
-        if self.backbone_config is not None and self.use_pretrained_backbone:
+        if self.use_pretrained_backbone:
             raise ValueError(
                 "use_pretrained_backbone fetches weights of timm; for a ViT load them into model.model.backbone.body"
             )
+        if self.frozen_stride:
+            raise ValueError(
+                f"frozen_stride {self.frozen_stride} is for networks of timm; freeze parameters of a ViT by "
+                "requires_grad_(False)"
+            )
+        channels = settings.get("num_channels", 3)
+        if channels != self.num_channels:
+            raise ValueError(f"num_channels is {self.num_channels}, and that of backbone_config {channels}")

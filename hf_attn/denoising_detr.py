@@ -13,7 +13,9 @@ from .configuration_detr import AttnDetrConfig
 
 
 class NoisedQueries(NamedTuple):
-    """Queries of all groups of a batch, the groups one after the other. Pictures with fewer boxes have empty slots."""
+    """Queries of all groups of a batch, the groups one after the other. Pictures with fewer boxes have empty slots; a
+    group has one even in a batch without boxes, so that what only these queries pass has a gradient in every step, as
+    processes that train together expect."""
 
     noised_classes: torch.Tensor  # (batch, m) int64; empty slots: 0
     noised_boxes: torch.Tensor  # (batch, m, 4) cxcywh in [0, 1]
@@ -23,21 +25,21 @@ class NoisedQueries(NamedTuple):
 
 
 @torch.no_grad()
-def noised_queries(labels: list[dict[str, torch.Tensor]], config: AttnDetrConfig, device) -> NoisedQueries | None:
-    """Copies of the labels with another class here and there, and edges moved; None if there are no boxes.
+def noised_queries(labels: list[dict[str, torch.Tensor]], config: AttnDetrConfig, device) -> NoisedQueries:
+    """Copies of the labels with another class here and there, and edges moved.
 
     Args:
         labels: `class_labels` (n,) and `boxes` (n, 4) of each picture.
     """
-    most = max((len(label["class_labels"]) for label in labels), default=0)
-    if not most:
-        return None
-    classes = torch.full((len(labels), most), -1, dtype=torch.long)
-    boxes = torch.full((len(labels), most, 4), 0.5)
+    most = max([1, *(len(label["class_labels"]) for label in labels)])
+    own = labels[0]["boxes"].device  # one copy to another device, not one for each picture
+    classes = torch.full((len(labels), most), -1, dtype=torch.long, device=own)
+    boxes = torch.full((len(labels), most, 4), 0.5, device=own)
     for row, label in enumerate(labels):
         number = len(label["class_labels"])
-        classes[row, :number] = label["class_labels"].cpu()
-        boxes[row, :number] = label["boxes"].float().cpu()
+        if number:
+            classes[row, :number] = label["class_labels"]
+            boxes[row, :number] = label["boxes"]
     classes = classes.repeat(1, config.denoising_groups).to(device)
     boxes = boxes.repeat(1, config.denoising_groups, 1).to(device)
     group = torch.arange(1, config.denoising_groups + 1, device=device).repeat_interleave(most)

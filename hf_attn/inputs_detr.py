@@ -30,10 +30,11 @@ class Backbone(nn.Module):
     """A network of timm, or a ViT of this package, that makes one feature map.
 
     What is frozen is frozen anew at every `train()` and `eval()`, because loading a checkpoint forgets it: to let it
-    learn after all, set `frozen_stride` to 0 and `frozen_batch_norm` to False first.
+    learn after all, set `frozen_stride` to 0 and `frozen_batch_norm` to False first. Batch norm that is not frozen
+    normalises, in training, over the pictures of one size, which come here together.
 
     Raises:
-        ValueError: if timm has no such network, or cannot give feature maps of it.
+        ValueError: if timm has no such network, or cannot give such a feature map of it.
         ImportError: if timm is needed and not installed.
     """
 
@@ -50,9 +51,9 @@ class Backbone(nn.Module):
         else:
             self.body = _timm_body(config)
             self.channels = self.body.feature_info.channels()[-1]
-            # Its weights come from timm or from a checkpoint: post_init must leave them alone
-            for module in self.body.modules():
-                module._is_hf_initialized = True
+            if not _is_being_loaded():  # then its weights are timm's, which post_init must leave alone
+                for module in self.body.modules():
+                    module._is_hf_initialized = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -70,7 +71,7 @@ class Backbone(nn.Module):
         if self.is_vit:
             return self.body(pixel_values).feature_maps[-1]
         features = self.body(pixel_values)[-1]
-        has_channels_last = features.shape[1] != self.channels  # timm's Swin and its like
+        has_channels_last = getattr(self.body, "output_fmt", None) == "NHWC"  # timm's Swin and its like
         return features.permute(0, 3, 1, 2) if has_channels_last else features
 
 
@@ -78,8 +79,7 @@ def _vit_body(config: AttnDetrConfig) -> nn.Module:
     from .configuration_vit import AttnViTConfig
     from .modeling_vit import AttnViTBackbone
 
-    settings = dict(config.backbone_config or {})
-    settings.setdefault("out_indices", [config.backbone_feature])
+    settings = {**(config.backbone_config or {}), "out_indices": [config.backbone_feature], "out_features": None}
     return AttnViTBackbone._from_config(AttnViTConfig(**settings), attn_implementation=config._attn_implementation)
 
 
@@ -90,45 +90,55 @@ def _timm_body(config: AttnDetrConfig) -> nn.Module:
         raise ImportError(
             f"the backbone {config.backbone} is of timm, which cannot be imported ({error}): pip install timm"
         ) from error
-    if not timm.is_model(config.backbone.split("/")[-1].split(".")[0]) and "/" not in config.backbone:
-        near = ", ".join(timm.list_models(f"*{config.backbone[:6]}*")[:8]) or "see timm.list_models()"
-        raise ValueError(f"timm has no network {config.backbone!r}; it has {near}")
-    being_loaded = torch.empty(0).device.type == "meta"  # from_pretrained makes the model there, and then fills it
+    if not timm.is_model(config.backbone.split(".")[0]):  # nor a place on the Hub, where loading would have to ask
+        near = ", ".join(timm.list_models(f"*{config.backbone.split('/')[-1][:6]}*")[:8])
+        remedy = f"it has {near}" if near else "timm.list_models() names those that it has"
+        raise ValueError(f"timm has no network {config.backbone!r}; {remedy}")
     try:
         return timm.create_model(
             config.backbone,
-            pretrained=config.use_pretrained_backbone and not being_loaded,
+            pretrained=config.use_pretrained_backbone and not _is_being_loaded(),
             features_only=True,
             out_indices=(config.backbone_feature,),
             in_chans=config.num_channels,
             **(config.backbone_kwargs or {}),
         )
-    except (IndexError, AssertionError, TypeError) as error:
+    except (IndexError, AssertionError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"timm's {config.backbone} gives no feature map {config.backbone_feature} with backbone_kwargs "
             f"{config.backbone_kwargs or {}} ({error}); see timm.create_model(name, features_only=True).feature_info"
         ) from error
 
 
+def _is_being_loaded() -> bool:
+    """Whether from_pretrained is at work, which makes a model without memory and then fills it from the checkpoint."""
+    return torch.empty(0).device.type == "meta"
+
+
 def _freeze_up_to_stride(body: Any, stride: int) -> None:
     """Stop everything in timm's body from learning up to the last feature map of at most this stride.
 
     Raises:
-        ValueError: if the parts of the body do not follow each other by name.
+        ValueError: if that feature map comes from no part of the body.
     """
-    frozen = [info["module"].replace(".", "_") for info in body.feature_info.info if info["reduction"] <= stride]
+    frozen = [info["module"] for info in body.feature_info.info if info["reduction"] <= stride]
     if not frozen:
         return
-    parts = dict(body.named_children())
-    if frozen[-1] not in parts:
+    last = frozen[-1]
+    names = (last, last.replace(".", "_"), f"model.{last}")  # the ways in which timm wraps a network
+    is_found = False
+    for name, module in body.named_modules():  # in the order in which pictures meet them
+        is_last = any(name == one or name.startswith(f"{one}.") for one in names)
+        if is_found and not is_last:
+            return
+        is_found = is_found or is_last
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    if not is_found:
         raise ValueError(
-            f"frozen_stride {stride} is no place in {type(body).__name__}, whose parts are {', '.join(parts)}; set it "
-            "to 0 and freeze parameters by requires_grad_(False)"
+            f"frozen_stride {stride} is no place in {type(body).__name__}, which has no {last}; set it to 0 and "
+            "freeze parameters by requires_grad_(False)"
         )
-    for name, part in parts.items():
-        part.requires_grad_(False)
-        if name == frozen[-1]:
-            break
 
 
 class TokensOfPictures(nn.Module):
@@ -177,6 +187,7 @@ class TokensOfPictures(nn.Module):
 
     def _of_one_size(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, channels, height, width) → features (n, tokens, hidden_size), positions (1, tokens, hidden_size)"""
+        pixel_values = pixel_values.to(self.input_projection.weight.dtype)
         feature_map = self.input_projection(self.backbone(pixel_values))
         rows, columns = feature_map.shape[-2:]
         cells = cell_fractions(rows, columns, feature_map.device)

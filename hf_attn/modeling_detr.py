@@ -54,6 +54,9 @@ class AttnDetrPreTrainedModel(PreTrainedModel):
         """As the authors' code: Glorot in the transformer, N(0, 1) for the queries, torch's own for heads and the 1×1
         convolution. transformers initialises modules with parameters of their own only, hence by their kind."""
         super()._init_weights(module)
+        fill_buffers = getattr(module, "init_non_persistent_buffers", None)
+        if fill_buffers is not None:  # those of timm's networks that are in no checkpoint
+            fill_buffers()
         if isinstance(module, (HeadLinear, nn.Conv2d)):
             _init_as_torch(module)
         elif isinstance(module, nn.Linear):

@@ -1,108 +1,60 @@
-"""The same weights give the numbers of transformers' DETR, and of the paper written down with torch's attention."""
+"""The same weights give the numbers of transformers' DETR, and of the papers written down with torch's attention."""
 
-import re
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import DetrConfig, DetrForObjectDetection, TimmBackboneConfig
 
-from hf_attn import AttnDetrConfig, AttnDetrForObjectDetection
-from tests.tiny import randomise, tiny_detr
+from hf_attn import AttnDetrForObjectDetection
+from hf_attn.loss_detr import detr_loss
+from tests.tiny import DETR_LABELS, padded_pictures, tiny_detr
+from tests.twins_detr import twins
 
-SHAPE = {"encoder_layers": 2, "decoder_layers": 3, "num_queries": 9, "num_labels": 5}
-NAMES = (  # ours, transformers'
-    (r"^model\.tokens\.backbone\.body\.", "model.backbone.model."),
-    (r"^model\.tokens\.input_projection", "model.input_projection"),
-    (r"^model\.query_embedding", "model.query_position_embeddings"),
-    (r"^model\.decoder\.box_head", "bbox_predictor"),
-    (r"^class_head", "class_labels_classifier"),
-    (r"decoder\.final_norm", "decoder.layernorm"),
-    (r"self_attention\.out_proj", "self_attn.o_proj"),
-    (r"cross_attention\.out_proj", "encoder_attn.o_proj"),
-    (r"self_attention_norm", "self_attn_layer_norm"),
-    (r"cross_attention_norm", "encoder_attn_layer_norm"),
-    (r"self_attention\.", "self_attn."),
-    (r"cross_attention\.", "encoder_attn."),
-    (r"feed_forward_norm", "final_layer_norm"),
-    (r"feed_forward\.up_proj", "mlp.fc1"),
-    (r"feed_forward\.down_proj", "mlp.fc2"),
-)
+SIZES = [(96, 128), (128, 64)]
 
-
-def random_statistics(model: nn.Module) -> None:
-    """Randomise what batch norm has seen, as training would."""
-    generator = torch.Generator().manual_seed(1)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_var"):
-            buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
-        elif name.endswith("running_mean"):
-            buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
-
-
-def both(backbone: str, output_stride: int | None = None, kernel: str = "sdpa", **shape):
-    """Our model and transformers', with the same randomised weights and buffers."""
-    shape = {**SHAPE, **shape}
-    kwargs = {} if output_stride is None else {"output_stride": output_stride}
-    config = AttnDetrConfig(
-        backbone=backbone, backbone_kwargs=kwargs, frozen_batch_norm=True, attn_implementation=kernel, **shape
-    )
-    ours = AttnDetrForObjectDetection(config).eval()
-    randomise(ours, std=0.02)
-    random_statistics(ours)
-    theirs_config = DetrConfig(
-        backbone_config=TimmBackboneConfig(backbone=backbone, out_indices=[1, 2, 3, 4], **kwargs),
-        auxiliary_loss=False,
-        attn_implementation=kernel,
-        **shape,
-    )
-    theirs = DetrForObjectDetection(theirs_config).eval()
-    wanted = theirs.state_dict()
-    found = {}
-    for name, value in ours.state_dict().items():
-        for ours_name, their_name in NAMES:
-            name = re.sub(ours_name, their_name, name)
-        if name in wanted:
-            found[name] = value
-        else:
-            assert name.endswith("num_batches_tracked"), name
-    theirs.load_state_dict(found)
-    return ours, theirs
+# --- transformers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize(
-    ("backbone", "stride"), [("resnet18", None), ("resnet18", 16), ("resnet50", None)], ids=["R18", "R18-DC5", "R50"]
+    ("backbone", "stride"),
+    [("resnet18", None), ("resnet18", 16), ("resnet50", None), ("resnet50", 16)],
+    ids=["R18", "R18-DC5", "R50", "R50-DC5"],
 )
+@torch.no_grad()
 def test_logits_and_boxes_equal_those_of_transformers(backbone, stride, kernel):
-    ours, theirs = both(backbone, stride, kernel)
-    sizes = [(96, 128), (128, 64)]
-    pictures = [torch.randn(3, *size) for size in sizes]
-    pixels, mask = torch.zeros(2, 3, 128, 128), torch.zeros(2, 128, 128, dtype=torch.long)
-    for row, (picture, (height, width)) in enumerate(zip(pictures, sizes, strict=True)):
-        pixels[row, :, :height, :width] = picture
-        mask[row, :height, :width] = 1
-    with torch.no_grad():
-        together = ours(pixels, mask)
-        for row, picture in enumerate(pictures):  # alone: padding pixels, as transformers does, changes what it says
-            alone = theirs(picture[None])
-            assert_close(together.logits[row], alone.logits[0], rtol=0, atol=5e-6)
-            assert_close(together.pred_boxes[row], alone.pred_boxes[0], rtol=0, atol=1e-6)
+    ours, theirs = twins(backbone, stride, kernel)
+    pictures, pixels, mask = padded_pictures(SIZES, 128, 128)
+    together = ours(pixels, mask)
+    for row, picture in enumerate(pictures):  # alone: padding pixels, as transformers does, changes what it says
+        alone = theirs(picture[None])
+        assert_close(together.logits[row], alone.logits[0], rtol=0, atol=5e-6)
+        assert_close(together.pred_boxes[row], alone.pred_boxes[0], rtol=0, atol=1e-6)
 
 
+@torch.no_grad()
+def test_attention_maps_equal_those_of_transformers():
+    ours, theirs = twins(kernel="eager")
+    picture = torch.randn(1, 3, 96, 128)
+    found, expected = (model(picture, output_attentions=True) for model in (ours, theirs))
+    for name in ("encoder_attentions", "decoder_attentions", "cross_attentions"):
+        assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
 def test_float64_differs_by_rounding_alone():
-    """Positions are float32 in both, as in the authors' code."""
-    ours, theirs = both("resnet18")
-    ours, theirs, pixels = ours.double(), theirs.double(), torch.randn(1, 3, 64, 96, dtype=torch.float64)
-    with torch.no_grad():
-        assert_close(ours(pixels).logits, theirs(pixels).logits, rtol=0, atol=2e-6)
+    """Positions are float32 here, as in the authors' code."""
+    ours, theirs = (model.double() for model in twins())
+    pixels = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    assert_close(ours(pixels).logits, theirs(pixels).logits, rtol=0, atol=2e-6)
 
 
-# --- the paper, written down independently ---------------------------------------------------------------------------
+# --- the papers, written down independently --------------------------------------------------------------------------
 
 
-class Oracle(nn.Module):
+class Paper(nn.Module):
     """Carion et al. 2020, section 3.2 and figure 10, with torch.nn.MultiheadAttention."""
 
     def __init__(self, ours: AttnDetrForObjectDetection):
@@ -120,89 +72,139 @@ class Oracle(nn.Module):
         }
         return torch.func.functional_call(attention, weights, (query, key, value), {"need_weights": False})[0]
 
-    def positions(self, rows, columns, width, dtype):
-        """The authors' PositionEmbeddingSine(width / 2, normalize=True), loop by loop."""
-        table = torch.zeros(rows, columns, width, dtype=torch.float64)
-        half = width // 2
-        for y in range(rows):
-            for x in range(columns):
-                for start, place in ((0, (y + 1) / (rows + 1e-6)), (half, (x + 1) / (columns + 1e-6))):
-                    for i in range(half):
-                        angle = torch.tensor(2 * torch.pi * place / 10000 ** (2 * (i // 2) / half))
-                        table[y, x, start + i] = angle.sin() if i % 2 == 0 else angle.cos()
-        return table.flatten(0, 1).to(dtype)
+    def waves(self, places: list[torch.Tensor], width: int) -> torch.Tensor:
+        """For each place between 0 and 1 sine, cosine, sine, ... one after the other."""
+        temperature, waves = self.ours.config.position_temperature, []
+        for place in places:
+            for i in range(width):
+                angle = 2 * math.pi * place / temperature ** (2 * (i // 2) / width)
+                waves.append(angle.cos() if i % 2 else angle.sin())
+        return torch.stack(waves)
 
-    def forward(self, pixels):
+    def positions(self, rows: int, columns: int, width: int) -> torch.Tensor:
+        """The authors' PositionEmbeddingSine(width / 2, normalize=True), loop by loop."""
+        ys = [torch.tensor((y + 1) / (rows + 1e-6), dtype=torch.float64) for y in range(rows)]
+        xs = [torch.tensor((x + 1) / (columns + 1e-6), dtype=torch.float64) for x in range(columns)]
+        return torch.stack([self.waves([y, x], width // 2) for y in ys for x in xs])
+
+    def feed_forward(self, module, x):
+        return module.down_proj(torch.relu(module.up_proj(x)))
+
+    def box_logits(self, x):
+        first, second, third = self.ours.model.decoder.box_head.layers
+        return third(torch.relu(second(torch.relu(first(x)))))
+
+    def encode(self, pixels):
         model = self.ours.model
         features = model.tokens.input_projection(model.backbone.body(pixels)[-1])
-        positions = self.positions(*features.shape[-2:], features.shape[1], features.dtype)
+        positions = self.positions(*features.shape[-2:], features.shape[1])
         x = features.flatten(2).transpose(1, 2)
-
-        def feed_forward(module, x):
-            return module.down_proj(torch.relu(module.up_proj(x)))
-
         for layer in model.encoder.layers:
             x = layer.self_attention_norm(x + self.attend(layer.self_attention, x + positions, x + positions, x))
-            x = layer.feed_forward_norm(x + feed_forward(layer.feed_forward, x))
-        memory, queries = x, model.query_embedding.weight.expand(len(x), -1, -1)
+            x = layer.feed_forward_norm(x + self.feed_forward(layer.feed_forward, x))
+        return x, positions
+
+    def decode(self, memory, positions):
+        model = self.ours.model
+        queries = model.query_embedding.weight.expand(len(memory), -1, -1)
         y = torch.zeros_like(queries)
-        logits, boxes = [], []
         for layer in model.decoder.layers:
             y = layer.self_attention_norm(y + self.attend(layer.self_attention, y + queries, y + queries, y))
             read = self.attend(layer.cross_attention, y + queries, memory + positions, memory)
             y = layer.cross_attention_norm(y + read)
-            y = layer.feed_forward_norm(y + feed_forward(layer.feed_forward, y))
+            y = layer.feed_forward_norm(y + self.feed_forward(layer.feed_forward, y))
             normed = model.decoder.final_norm(y)
-            logits.append(self.ours.class_head(normed))
-            hidden = normed
-            for linear in model.decoder.box_head.layers[:-1]:
-                hidden = torch.relu(linear(hidden))
-            boxes.append(model.decoder.box_head.layers[-1](hidden).sigmoid())
+            yield self.ours.class_head(normed), self.box_logits(normed).sigmoid()
+
+    def forward(self, pixels):
+        logits, boxes = zip(*self.decode(*self.encode(pixels)), strict=True)
         return torch.stack(logits), torch.stack(boxes)
 
 
-def test_all_layers_equal_the_paper_written_down_also_in_training_mode():
+class ConditionalPaper(Paper):
+    """Its decoder with conditional cross-attention (Meng et al. 2021, sections 3.2 and 3.3) around anchors that each
+    layer moves (Liu et al. 2022, equations 3 to 8), one query, head and token after another."""
+
+    def of_box(self, box):
+        """The waves of a box: of the row, of the column, of the height and of the width."""
+        x, y, width, height = box
+        return self.waves([y, x, height, width], self.ours.config.hidden_size // 2)
+
+    def mlp(self, module, x):
+        first, second = module.layers
+        return second(torch.relu(first(x)))
+
+    def read(self, module, content, place, memory, positions):
+        """Of one query: for each head the mean of the values, weighted by how content and place match."""
+        size = module.head_dim
+        of_content, of_place = module.q_proj(content), module.q_position_proj(place)
+        read = []
+        for start in range(0, len(content), size):
+            own = slice(start, start + size)
+            scores, values = [], []
+            for token, position in zip(memory, positions, strict=True):
+                content_match = of_content[own] @ module.k_proj(token)[own]
+                place_match = of_place[own] @ module.k_position_proj(position)[own]
+                scores.append((content_match + place_match) / math.sqrt(2 * size))
+                values.append(module.v_proj(token)[own])
+            read.append(torch.stack(scores).softmax(dim=0) @ torch.stack(values))
+        return module.out_proj(torch.cat(read))
+
+    def decode(self, memory, positions):
+        model = self.ours.model
+        boxes = model.anchors.sigmoid().expand(len(memory), -1, -1)
+        y = memory.new_zeros(*boxes.shape[:2], memory.shape[-1])
+        for layer in model.decoder.layers:
+            waves = torch.stack([torch.stack([self.of_box(box) for box in one]) for one in boxes])
+            queries = self.mlp(model.decoder.query_of_box, waves)
+            y = layer.self_attention_norm(y + self.attend(layer.self_attention, y + queries, y + queries, y))
+            places = waves[..., : y.shape[-1]] * self.mlp(layer.reach, y)  # of the centre alone
+            read = [
+                torch.stack(
+                    [self.read(layer.cross_attention, *each, own, positions) for each in zip(*one, strict=True)]
+                )
+                for own, *one in zip(memory, y, places, strict=True)
+            ]
+            y = layer.cross_attention_norm(y + torch.stack(read))
+            y = layer.feed_forward_norm(y + self.feed_forward(layer.feed_forward, y))
+            normed = model.decoder.final_norm(y)
+            found = (self.box_logits(normed) + torch.log(boxes / (1 - boxes))).sigmoid()
+            yield self.ours.class_head(normed), found
+            boxes = found.detach()
+
+
+PAPERS = {
+    "plain": (Paper, {"decoder_layers": 6}),
+    "conditional": (ConditionalPaper, {"conditional_attention": True, "position_temperature": 20}),
+}
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_every_layer_equals_the_paper_written_down_also_in_training(paper):
     """transformers feeds the normed copy to the next layer where auxiliary losses are on: another network."""
-    model = tiny_detr(decoder_layers=6, frozen_batch_norm=True).double().train()
-    pixels = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    outputs = model(pixels)
-    logits, boxes = Oracle(model)(pixels)
-    assert outputs.intermediate_hidden_states.shape == (6, 2, 7, 32)
-    ours = [*outputs.auxiliary_outputs, {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}]
-    assert len(ours) == 6
-    for layer, found in enumerate(ours):
-        assert_close(found["logits"], logits[layer], rtol=0, atol=1e-6)
-        assert_close(found["pred_boxes"], boxes[layer], rtol=0, atol=1e-6)
+    written, fields = PAPERS[paper]
+    model = tiny_detr(**fields, frozen_batch_norm=True).double().train()
+    pictures, pixels, mask = padded_pictures([(64, 96), (48, 64)])
+    outputs = model(pixels.double(), mask)
+    layers = [*outputs.auxiliary_outputs, {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}]
+    assert len(layers) == model.config.decoder_layers
+    for row, picture in enumerate(pictures):
+        logits, boxes = written(model)(picture[None].double())
+        for found, expected_logits, expected_boxes in zip(layers, logits, boxes, strict=True):
+            assert_close(found["logits"][row], expected_logits[0], rtol=0, atol=1e-6)
+            assert_close(found["pred_boxes"][row], expected_boxes[0], rtol=0, atol=1e-6)
 
 
-def test_the_gradients_of_training_equal_those_of_the_paper_written_down():
-    from hf_attn.loss_detr import detr_loss
-
-    model = tiny_detr(decoder_layers=3, frozen_batch_norm=True).double().train()
-    pixels = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    labels = [
-        {"class_labels": torch.tensor([0, 2]), "boxes": torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.4, 0.4]])},
-        {"class_labels": torch.tensor([], dtype=torch.long), "boxes": torch.zeros(0, 4)},
-    ]
-    model(pixels, labels=labels).loss.backward()
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+@pytest.mark.parametrize("paper", PAPERS)
+def test_the_gradients_of_training_equal_those_of_the_paper_written_down(paper):
+    written, fields = PAPERS[paper]
+    fields = {**fields, "decoder_layers": 2, "num_queries": 4}
+    model = tiny_detr(**fields, frozen_batch_norm=True).double().train()
+    pixels = torch.randn(2, 3, 48, 64, dtype=torch.float64)
+    model(pixels, labels=DETR_LABELS[:2]).loss.backward()
+    ours = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
-    logits, boxes = Oracle(model)(pixels)
-    detr_loss(logits, boxes, labels, model.config)[0].backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None:
-            assert ours[name] is None or not ours[name].any(), name
-        else:
-            assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
-
-
-def test_transformers_computes_another_network_with_auxiliary_losses():
-    ours, theirs = both("resnet18")
-    pixels = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        plain = theirs(pixels).logits
-        theirs.config.auxiliary_loss = theirs.model.config.auxiliary_loss = True
-        theirs.model.decoder.config.auxiliary_loss = True
-        other = theirs(pixels).logits
-        assert (plain - other).abs().max() > 1e-3
-        assert_close(ours(pixels).logits, plain, rtol=0, atol=5e-6)
+    logits, boxes = written(model)(pixels)
+    detr_loss(logits, boxes, DETR_LABELS[:2], model.config)[0].backward()
+    for name, gradient in ours.items():
+        assert_close(gradient, model.get_parameter(name).grad, rtol=1e-4, atol=1e-5, msg=name)

@@ -70,11 +70,40 @@ def tiny_detr(seed: int = 0, **config_overrides) -> AttnDetrForObjectDetection:
     names = {} if "id2label" in config_overrides else {"num_labels": 3}
     torch.manual_seed(seed)
     model = AttnDetrForObjectDetection(AttnDetrConfig(**{**shape, **names, **config_overrides}))
-    randomise(model, seed)
+    return randomise_statistics(randomise(model, seed), seed).eval()
+
+
+DETR_VARIANTS = {
+    "plain": {},
+    "conditional": {"conditional_attention": True},
+    "denoising": {"denoising_groups": 2},
+    "all": {"conditional_attention": True, "denoising_groups": 2, "class_loss": "focal"},
+}
+DETR_LABELS = [
+    {"class_labels": torch.tensor([0, 2]), "boxes": torch.tensor([[0.3, 0.4, 0.2, 0.3], [0.6, 0.5, 0.4, 0.4]])},
+    {"class_labels": torch.tensor([], dtype=torch.long), "boxes": torch.zeros(0, 4)},
+    {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.3, 0.1]])},
+]
+
+
+def randomise_statistics(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Randomise what batch norm has seen, in place, as training would."""
     generator = torch.Generator().manual_seed(seed)
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):
             buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
         elif name.endswith("running_mean"):
             buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
-    return model.eval()
+    return model
+
+
+def padded_pictures(sizes, height: int = 96, width: int = 96, seed: int = 0):
+    """Pictures of these sizes, and the same in one batch with their mask; the padding is noise, which none may see."""
+    generator = torch.Generator().manual_seed(seed)
+    pictures = [torch.randn(3, *size, generator=generator) for size in sizes]
+    pixels = torch.randn(len(sizes), 3, height, width, generator=generator)
+    mask = torch.zeros(len(sizes), height, width, dtype=torch.long)
+    for row, (picture, (own_height, own_width)) in enumerate(zip(pictures, sizes, strict=True)):
+        pixels[row, :, :own_height, :own_width] = picture
+        mask[row, :own_height, :own_width] = 1
+    return pictures, pixels, mask
