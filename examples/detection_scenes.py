@@ -71,7 +71,7 @@ Processes = Annotated[int, typer.Option(help="Processes that work at once.", min
 class FashionCutouts(Sequence):
     """Items of Fashion-MNIST, grey, where they are bright enough to be item."""
 
-    def __init__(self, levels: np.ndarray, labels: np.ndarray):
+    def __init__(self, levels: np.ndarray, labels: Sequence[str]):
         self.levels = levels  # (items, 28, 28)
         self.labels = labels
 
@@ -85,7 +85,7 @@ class FashionCutouts(Sequence):
         alpha = np.clip(4 * levels, 0, 255)
         grey = 64 + 0.75 * levels
         pixels = np.stack([grey, grey, grey, alpha], axis=-1).astype(np.uint8)
-        return Cutout(CLASS_NAMES[self.labels[item]], Image.fromarray(pixels))
+        return Cutout(self.labels[item], Image.fromarray(pixels))
 
 
 def backgrounds(
@@ -119,6 +119,23 @@ def fashion(
 ) -> Path:
     """Items of Fashion-MNIST on photographs, 96 pixels."""
 
+    with errors_in_one_line(False):
+        scenes = {"train": train, "validation": validation}
+        return write_fashion_scenes(output, scenes, FASHION, None, seed, processes, cache_dir)
+
+
+def write_fashion_scenes(
+    output: Path,
+    scenes: dict[str, int],
+    composition: Composition,
+    names: dict[str, str] | None = None,
+    seed: int = 0,
+    processes: int = 2,
+    cache_dir: Path = Path("data/cache"),
+) -> Path:
+    """Scenes for `train` and `validation` with items of Fashion-MNIST. `names` renames its classes, or joins some."""
+    names = names or dict(zip(CLASS_NAMES, CLASS_NAMES, strict=True))
+
     def make_splits() -> dict[str, Split]:
         directory = prepare_fashion_mnist(cache_dir.parent / "fashion_mnist", cache_dir)
         splits = {}
@@ -127,12 +144,11 @@ def fashion(
         ):
             items = read_idx(directory / f"{prefix}-images-idx3-ubyte.gz", 3)
             labels = read_idx(directory / f"{prefix}-labels-idx1-ubyte.gz", 1)
-            splits[name] = Split(FashionCutouts(items, labels), photos)
+            splits[name] = Split(FashionCutouts(items, [names[CLASS_NAMES[label]] for label in labels]), photos)
         return splits
 
-    with errors_in_one_line(False):
-        scenes = {"train": train, "validation": validation}
-        return write_scenes(output, scenes, make_splits, CLASS_NAMES, FASHION, seed, processes, typer.echo)
+    classes = list(dict.fromkeys(names[name] for name in CLASS_NAMES))
+    return write_scenes(output, scenes, make_splits, classes, composition, seed, processes, typer.echo)
 
 
 @app.command()

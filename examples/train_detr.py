@@ -19,7 +19,7 @@ from hf_attn.console import Progress, TrainingProgress, errors_in_one_line
 from hf_attn.training.detection_data import load_detections
 from hf_attn.training.detr import train_detr
 
-SHARED: dict[str, Any] = {"preset": "tiny", "drawn_pictures": 12, "eval_steps": 500}
+SHARED: dict[str, Any] = {"preset": "tiny", "drawn_pictures": 12, "eval_steps": 1000}
 RECIPES: dict[str, dict[str, Any]] = {
     "fashion": {
         "scales": (96,),

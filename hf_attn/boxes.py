@@ -1,5 +1,7 @@
 """Boxes as four numbers each, and how far they overlap. All functions compute in float32 at least, and return it."""
 
+from itertools import pairwise
+
 import torch
 
 
@@ -76,3 +78,15 @@ def _area(left: torch.Tensor, top: torch.Tensor, right: torch.Tensor, bottom: to
 
 def _precise(boxes: torch.Tensor) -> torch.Tensor:
     return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
+
+
+def grid_of_boxes(number: int, side: float) -> torch.Tensor:
+    """(number, 4) cxcywh of boxes with this side, their centres spread over the unit square in even rows."""
+    rows = max(1, round(number**0.5))
+    ends = [number * row // rows for row in range(rows + 1)]
+    centres = [
+        ((place + 0.5) / (end - start), (row + 0.5) / rows)
+        for row, (start, end) in enumerate(pairwise(ends))
+        for place in range(end - start)
+    ]
+    return torch.cat([torch.tensor(centres), torch.full((number, 2), side)], dim=-1)

@@ -156,7 +156,9 @@ def train_detr_command(
     ] = None,
     class_loss: Annotated[ClassLoss | None, model_option("Of the classes.")] = None,
     learning_rate: LearningRate = None,
-    backbone_learning_rate: Annotated[float | None, training_option("The highest, of the backbone.")] = None,
+    backbone_learning_rate: Annotated[
+        float | None, training_option("The highest, of the backbone; 0 freezes it.")
+    ] = None,
     warmup: Annotated[float | None, training_option("Steps of the warm-up; below 1 a share of the run.")] = None,
     decay: Annotated[
         Decay | None, training_option("How the learning rate falls: step, to a tenth; cosine, to zero.")

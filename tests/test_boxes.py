@@ -13,6 +13,7 @@ from hf_attn.boxes import (
     cxcywh_to_xyxy,
     elementwise_generalized_box_iou,
     generalized_box_iou,
+    grid_of_boxes,
     xyxy_to_cxcywh,
 )
 
@@ -74,3 +75,15 @@ def test_gradients_of_giou_equal_torchvisions():
 
 def test_a_box_turned_inside_out_has_no_area():
     assert box_area(torch.tensor([0.6, 0.2, 0.4, 0.8])) == box_area(torch.tensor([0.6, 0.8, 0.4, 0.2])) == 0
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 16, 300])
+def test_a_grid_covers_the_square_evenly(number):
+    boxes = grid_of_boxes(number, 0.25)
+    assert boxes.shape == (number, 4) and (boxes[:, 2:] == 0.25).all()
+    centres = boxes[:, :2].double()
+    assert_close(centres.mean(dim=0), torch.full((2,), 0.5, dtype=torch.float64), rtol=0, atol=0.08)
+    anywhere = torch.cartesian_prod(*[torch.linspace(0, 1, 41, dtype=torch.float64)] * 2)
+    farthest = torch.cdist(anywhere, centres).amin(dim=1).max()
+    assert farthest < 1.2 / number**0.5  # of a square of that area the corner is 0.71 away
+    assert len(centres.unique(dim=0)) == number

@@ -369,11 +369,21 @@ def test_a_command_makes_scenes_once(kind: str, side: int, names: list[str], mir
     assert again.exit_code == 0 and "the scenes are there" in again.output and mirror.downloads == fetched
 
 
+def test_classes_may_be_joined(mirror: Mirror, tmp_path: Path) -> None:
+    kinds = {name: "bag" if name == "bag" else "worn" for name in fashion_mnist.CLASS_NAMES}
+    scenes, composition = {"train": 20, "validation": 4}, detection_scenes.FASHION
+    detection_scenes.write_fashion_scenes(tmp_path / "s", scenes, composition, kinds, 0, 1, tmp_path / "cache")
+    splits, report = load_detections(tmp_path / "s", test_share=0)
+    assert report.class_names == ["worn", "bag"]
+    categories = [category for objects in splits["train"]["objects"] for category in objects["category"]]
+    assert 0.6 < categories.count(0) / len(categories) < 1
+
+
 def test_items_are_cut_out_where_they_are_bright() -> None:
     levels = np.zeros((1, 28, 28), dtype=np.uint8)
     levels[0, 3:20, 5:12] = 100
     levels[0, 0, 0] = 10  # noise
-    item = detection_scenes.FashionCutouts(levels, np.array([8]))[0]
+    item = detection_scenes.FashionCutouts(levels, ["bag"])[0]
     assert item.label == "bag" and item.picture.size == (7, 17)
     assert np.asarray(item.picture.getchannel("A")).min() == 255
 

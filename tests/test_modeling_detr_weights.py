@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForObjectDetection
 
 from hf_attn import AttnDetrConfig, AttnDetrForObjectDetection, AttnDetrModel, AttnViTConfig
+from hf_attn.boxes import grid_of_boxes
 from tests.tiny import DETR_LABELS, DETR_VARIANTS, randomise, tiny_detr
 
 PICTURES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -247,8 +248,8 @@ def begins_as_the_authors(name: str, module: nn.Module, weight: torch.Tensor, co
         return bool((weight == (last == "weight")).all())
     if isinstance(module, nn.Embedding):  # N(0, 1)
         return abs(weight.std() - 1) < 3 / math.sqrt(number) and abs(weight.mean()) < 4 / math.sqrt(number)
-    if last == "anchors":  # anywhere in the picture, of any size
-        return is_uniform(2 * weight.sigmoid() - 1, 1)
+    if last == "anchors":
+        return torch.allclose(weight.sigmoid(), grid_of_boxes(config.num_queries, 0.25))
     if "attention" in name and last == "bias":
         return not weight.any()
     if part.endswith(("q_proj", "k_proj", "v_proj")):  # one matrix (3d, d) with the authors
@@ -309,7 +310,7 @@ def test_the_seed_decides_the_beginning():
         return AttnDetrForObjectDetection(AttnDetrConfig(**ALL))
 
     assert_same_weights(begin(3), begin(3))
-    assert not torch.equal(begin(3).model.anchors, begin(4).model.anchors)
+    assert not torch.equal(begin(3).class_head.weight, begin(4).class_head.weight)
 
 
 MISSING = {

@@ -112,6 +112,17 @@ def test_the_backbone_learns_at_its_own_rate_and_what_is_frozen_does_not(tmp_pat
     assert len(made.create_optimizer().param_groups) == 1
 
 
+def test_a_backbone_of_rate_zero_is_frozen_and_costs_no_gradients(tmp_path):
+    made = detr(tmp_path, backbone_learning_rate=0.0)
+    made.args.max_steps, made.args.eval_strategy, made.args.save_strategy = 1, "no", "no"
+    backbone = made.model.model.backbone
+    before = {name: parameter.clone() for name, parameter in backbone.named_parameters()}
+    made.train()
+    assert len(made.optimizer.param_groups) == 1
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in backbone.named_parameters())
+
+
 def test_the_defaults_are_the_papers():
     arguments = DetrTrainingArguments(use_cpu=True)
     assert (arguments.learning_rate, arguments.backbone_learning_rate) == (1e-4, 1e-5)

@@ -137,14 +137,14 @@ def vit(directory: Path, workers: int = 0, dropout: float = 0.2, **changes) -> V
 
 def detr(directory: Path, workers: int = 0, dropout: float = 0.2, **changes) -> DetrTrainer:
     """Live batch norm, denoising, dropout and random crops: whatever draws or keeps something."""
-    settings = {"gradient_accumulation_steps": 2, "frozen_batch_norm": False, **changes}
+    usual = {"gradient_accumulation_steps": 2, "backbone_learning_rate": 1e-3, "frozen_batch_norm": False}
+    settings = {**usual, **changes}
     frozen = settings.pop("frozen_batch_norm")
     arguments = DetrTrainingArguments(
         output_dir=str(directory),
         per_device_train_batch_size=2,
         max_steps=STEPS,
         learning_rate=1e-3,
-        backbone_learning_rate=1e-3,
         ema_decay=0.9,
         average_last=2,
         eval_strategy="steps",

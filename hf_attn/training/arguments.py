@@ -159,7 +159,9 @@ class DetrTrainingArguments(ResumableTrainingArguments):
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate, but of the backbone."})
-    backbone_learning_rate: float = field(default=1e-5, metadata={"help": "Highest learning rate of the backbone."})
+    backbone_learning_rate: float = field(
+        default=1e-5, metadata={"help": "Highest learning rate of the backbone; 0 freezes it."}
+    )
     weight_decay: float = field(default=1e-4, metadata={"help": "Of all parameters."})
     max_grad_norm: float = field(default=0.1, metadata={"help": "Longer gradients are shortened to this norm."})
     warmup_steps: float = field(

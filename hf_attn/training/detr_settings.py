@@ -52,8 +52,8 @@ PRESETS = {
         settings={
             "num_train_epochs": 20,
             "batch_size": 16,
-            "learning_rate": 4e-4,
-            "backbone_learning_rate": 4e-4,
+            "learning_rate": 8e-4,
+            "backbone_learning_rate": 8e-4,
             "warmup_steps": 200,
             "decay": "cosine",
             "decay_from": 0.7,
@@ -175,7 +175,7 @@ class DetrSettings(TrainingSettings):
 
     batch_size: int = None  # type: ignore[assignment]  # pictures, on each device
     eval_batch_size: int = 8
-    backbone_learning_rate: float = None  # type: ignore[assignment]
+    backbone_learning_rate: float = None  # type: ignore[assignment]  # 0: the backbone is frozen
     warmup_steps: float = None  # type: ignore[assignment]  # below 1: a share of the run
     decay: str = None  # type: ignore[assignment]  # "step": a tenth from decay_from on; "cosine": to zero at the end
     decay_from: float = None  # type: ignore[assignment]  # share of the run

@@ -26,7 +26,7 @@ class DetrTrainer(PictureTrainer):
     """Trains a detector. Beside what `PictureTrainer` does:
 
     - the loss is divided by the boxes and pictures of a whole optimizer step, over accumulated batches and processes;
-    - the backbone learns at a rate of its own, and everything decays;
+    - the backbone learns at a rate of its own, at 0 not at all, and everything decays;
     - the learning rate stays up until late in the run, then falls;
     - logs have the terms of the loss, those of the last decoder layer;
     - evaluation reports COCO's AP and AR in original pixels, keeps no outputs, and draws a few validation pictures.
@@ -51,6 +51,8 @@ class DetrTrainer(PictureTrainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        if self.args.backbone_learning_rate == 0:
+            self.model.model.backbone.requires_grad_(False)  # no need for gradients that would move nothing
         self.names = list(names or (self.model.config.id2label[i] for i in range(self.model.config.num_labels)))
         self.drawings = None if drawings is None else Path(drawings)
         self._tokens_of: dict[tuple[int, int], int] = {}
