@@ -1,5 +1,5 @@
 # Two commands, each sufficient on its own in a fresh checkout on a machine with python3 >= 3.11:
-#   make demo        sets up .venv/, trains a translator on real text and a classifier on real pictures, and shows both
+#   make demo        sets up .venv/, trains a translator, a classifier and a detector on real data, and shows all three
 #   make test        sets up .venv/, then runs lint, types and tests
 # And besides:
 #   make test-slow   as make test, and then the tests that take minutes
@@ -23,7 +23,7 @@ READY := $(VENV)/ready-$(call checksum,cat pyproject.toml)
 INSTALLING := $(VENV)/installing
 
 STEPS := 4
-demo: STEPS := 3
+demo: STEPS := 4
 test-slow: STEPS := 5
 setup: STEPS := 1
 
@@ -35,6 +35,8 @@ demo: setup
 	$(VENV)/bin/python examples/demo_translator.py
 	echo "[3/$(STEPS)] Demo: a classifier of pictures, 2 minutes on 2 cores"
 	$(VENV)/bin/python examples/demo_vit.py
+	echo "[4/$(STEPS)] Demo: a detector of clothes on photographs, 3 minutes on 2 cores"
+	$(VENV)/bin/python examples/demo_detr.py
 
 test: setup
 	@echo "[2/$(STEPS)] Lint and format"

@@ -14,11 +14,15 @@ from typing import Annotated, Any
 
 import detection_scenes
 import typer
+from dinov2 import fetch_dinov2, from_dinov2
 
 from hf_attn.console import Progress, TrainingProgress, errors_in_one_line
+from hf_attn.training.checkpoints import whole_directory
 from hf_attn.training.detection_data import load_detections
 from hf_attn.training.detr import train_detr
 
+BACKBONE = Path("models/dinov2_10")
+BACKBONE_LAYERS = 10  # of 12: the features of the tenth tell kinds of things apart best
 SHARED: dict[str, Any] = {"preset": "tiny", "drawn_pictures": 12, "eval_steps": 1000}
 RECIPES: dict[str, dict[str, Any]] = {
     "fashion": {
@@ -28,9 +32,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "data_license": "MIT (items); the backgrounds are Debian's mate-backgrounds and lomiri-wallpapers-20.04",
     },
     "stamps": {
-        "scales": (160, 176, 192),
-        "longest_edge": 192,
-        "crop": True,
+        "backbone_model": BACKBONE,
+        "backbone_learning_rate": 0.0,
+        "scales": (168,),  # 12 x 12 patches
+        "longest_edge": 168,
         "colour_jitter": 0.2,
         "ema_decay": 0.999,
         "data_name": "photo cut-outs of Tux Paint's stamps on photographs, 192 pixels",
@@ -42,6 +47,14 @@ RECIPES: dict[str, dict[str, Any]] = {
 class Kind(StrEnum):
     fashion = "fashion"
     stamps = "stamps"
+
+
+def prepare_backbone() -> None:
+    """The lower layers of DINOv2-small, where they are not there already."""
+    if not BACKBONE.is_dir():
+        with whole_directory(BACKBONE) as temporary:
+            stored = fetch_dinov2(Path("data/cache"))
+            from_dinov2(stored, num_attention_heads=6, num_hidden_layers=BACKBONE_LAYERS).save_pretrained(temporary)
 
 
 def main(
@@ -59,6 +72,8 @@ def main(
     if not data.is_dir():
         make = {Kind.fashion: detection_scenes.fashion, Kind.stamps: detection_scenes.stamps}[kind]
         make(data)
+    if kind == Kind.stamps:
+        prepare_backbone()
     with errors_in_one_line(debug), Progress() as progress:
         scenes, report = load_detections(data, test_share=0)  # validation has unseen objects and backgrounds
         print(report)

@@ -70,7 +70,8 @@ class Backbone(nn.Module):
         """(batch, channels, height, width) → (batch, feature channels, rows, columns)"""
         if self.is_vit:
             return self.body(pixel_values).feature_maps[-1]
-        features = self.body(pixel_values)[-1]
+        # Channels last: up to twice as fast on CPUs, what tensor cores want on GPUs, and what tokens are made of
+        features = self.body(pixel_values.contiguous(memory_format=torch.channels_last))[-1]
         has_channels_last = getattr(self.body, "output_fmt", None) == "NHWC"  # timm's Swin and its like
         return features.permute(0, 3, 1, 2) if has_channels_last else features
 

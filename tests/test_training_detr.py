@@ -10,10 +10,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline
 
-from hf_attn import AttnDetrForObjectDetection
+from hf_attn import AttnDetrForObjectDetection, AttnViTBackbone
 from hf_attn.training.callbacks import ProgressEvent
 from hf_attn.training.detr import train_detr
+from hf_attn.training.detr_settings import DetrSettings
 from tests.detection_shapes import SHAPES, features, scenes, splits
+from tests.tiny import tiny_vit
 
 NARROW = {
     "backbone_kwargs": {"channels": [8, 8, 16, 16], "stem_width": 8},
@@ -119,6 +121,30 @@ def test_a_base_model_keeps_its_head_for_the_same_classes_and_gets_another_for_o
     assert another.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert (another.class_head.weight - before.class_head.weight).abs().max() > 0.01
     torch.testing.assert_close(another.model.encoder.state_dict(), before.model.encoder.state_dict())
+
+
+def test_a_trained_vit_is_the_backbone_and_stays_as_it_is_at_rate_zero(tmp_path):
+    vit = tiny_vit(image_size=32, patch_size=8)
+    vit.save_pretrained(tmp_path / "vit")
+    settings = {name: value for name, value in SETTINGS.items() if name != "model_config"}
+    settings |= {"backbone_model": tmp_path / "vit", "backbone_learning_rate": 0.0, "max_steps": 2, "eval_steps": None}
+    result = train_detr(few(), tmp_path / "run", **settings)
+    model = AttnDetrForObjectDetection.from_pretrained(result.output_dir)
+    assert model.config.backbone_feature == -1 and model.config.backbone_kwargs is None
+    body = model.model.backbone.body.state_dict()
+    expected = AttnViTBackbone.from_pretrained(tmp_path / "vit").state_dict()
+    assert body.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in body.items())
+
+
+def test_what_a_preset_says_of_its_backbone_is_not_said_of_another():
+    tiny, other = (
+        DetrSettings(preset="tiny", backbone=name).configuration(SHAPES) for name in (None, "convnext_atto")
+    )
+    assert (tiny.backbone, tiny.backbone_feature) == ("resnet10t", -2)
+    assert tiny.backbone_kwargs and other.backbone_kwargs is None
+    assert (other.backbone, other.backbone_feature) == ("convnext_atto", -1)
+    assert other.hidden_size == tiny.hidden_size == 128
 
 
 @pytest.mark.parametrize(

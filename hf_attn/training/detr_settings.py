@@ -274,7 +274,10 @@ class DetrSettings(TrainingSettings):
             **self.model_config,
         }
         if self.base_model is None:
-            return AttnDetrConfig(**{**PRESETS[self.preset].config, **fields})
+            shape = PRESETS[self.preset].config
+            if self.backbone is not None or self.backbone_model is not None:  # the preset's settings are for its own
+                shape = {name: value for name, value in shape.items() if not name.startswith("backbone")}
+            return AttnDetrConfig(**{**shape, **fields})
         base = read_base_config(self.base_model, AttnDetrConfig.model_type, "train_detr")
         return AttnDetrConfig(**{**base.to_diff_dict(), **fields})
 
