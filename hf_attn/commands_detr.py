@@ -428,18 +428,12 @@ def evaluate_detr_command(
 def draw_samples(evaluation: "DetrEvaluation", split: "datasets.Dataset", directory: Path) -> None:
     """Draw the sample pictures of an evaluation, with what was found and, dashed, what is there; by their ids."""
     from hf_attn.drawing import draw_boxes
-    from hf_attn.training.detection_rows import class_names
+    from hf_attn.training.detection_rows import class_names, objects_to_find
 
     directory.mkdir(parents=True, exist_ok=True)
     classes, names = class_names(split), NewNames()
     for sample in evaluation.samples:
         row = split[sample.row]
-        categories, boxes = row["objects"]["category"], row["objects"]["bbox"]
-        crowds = row["objects"].get("iscrowd") or [False] * len(boxes)  # which nothing has to find
-        truths = [
-            {"label": classes[number], "box": (x, y, x + width, y + height)}
-            for number, (x, y, width, height), is_crowd in zip(categories, boxes, crowds, strict=True)
-            if not is_crowd
-        ]
+        truths = objects_to_find(row["objects"], classes)
         file = directory / f"{names.of(str(row['image_id']))}.png"
         draw_boxes(row["image"], sample.detections, file, names=evaluation.names, truths=truths)

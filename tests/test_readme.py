@@ -41,8 +41,8 @@ def workplace(tmp_path, monkeypatch, translator_directory):
         for color in ("red", "green"):
             (tmp_path / "photos" / color).mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (70, 60 + number), color).save(tmp_path / "photos" / color / f"{number}.png")
-    AttnDetrImageProcessor(size={"longest_edge": 64}).save_pretrained(tmp_path / "runs" / "fashion_detr")
-    tiny_detr().save_pretrained(tmp_path / "runs" / "fashion_detr")
+    AttnDetrImageProcessor(size={"longest_edge": 64}).save_pretrained(tmp_path / "runs" / "demo_detr")
+    tiny_detr().save_pretrained(tmp_path / "runs" / "demo_detr")
     scenes(1)[0]["image"].save(tmp_path / "scene.jpg")
     for number, split in enumerate(("train", "validation")):
         save_coco(scenes(8, 32, 100 * number), tmp_path / "scenes", split)

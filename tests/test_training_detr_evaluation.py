@@ -11,6 +11,7 @@ from PIL import Image
 
 from hf_attn.image_processing_detr import AttnDetrImageProcessor
 from hf_attn.training import detr_evaluation
+from hf_attn.training.detection_rows import objects_to_find
 from hf_attn.training.detr_evaluation import (
     EvaluationCollator,
     evaluate_detr,
@@ -237,6 +238,19 @@ def test_of_sigmoids_all_pairs_of_query_and_class_count():
         assert torch.equal(edges[picture], boxes[picture, [query for query, _ in pairs]])
     few, _, _ = likeliest(scores[:, :3], boxes[:, :3], "focal")
     assert few.shape == (2, 15)
+
+
+def test_what_is_there_to_be_found_is_drawn_without_crowds():
+    objects = {
+        "bbox": [[1.0, 2.0, 10.0, 20.0], [0.0, 0.0, 5.0, 5.0]],
+        "category": [1, 0],
+        "area": [200.0, 25.0],
+        "iscrowd": [False, True],
+    }
+    expected = [{"label": "b", "box": (1.0, 2.0, 11.0, 22.0)}]
+    assert objects_to_find(objects, ["a", "b"]) == expected
+    del objects["iscrowd"]
+    assert objects_to_find(objects, ["a", "b"]) == [*expected, {"label": "a", "box": (0.0, 0.0, 5.0, 5.0)}]
 
 
 def test_a_loop_that_has_only_labels_measures_the_same_without_crowds():

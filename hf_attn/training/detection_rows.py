@@ -1,7 +1,7 @@
 """Detection data as training and evaluation read them: pictures, and boxes in the numbers of the model's classes."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -43,6 +43,21 @@ def count_boxes(split: datasets.Dataset) -> dict[str, int]:
     """How many boxes each class has, by name."""
     counted = Counter(number for objects in split["objects"] for number in objects["category"])
     return {name: counted[number] for number, name in enumerate(class_names(split))}
+
+
+def objects_to_find(objects: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """`label` and `box`, xyxy in pixels, of each of a row's objects, without crowds, which nothing has to find.
+
+    Args:
+        names: of the classes, by number.
+    """
+    categories, boxes = objects["category"], objects["bbox"]
+    crowds = objects.get("iscrowd") or [False] * len(boxes)
+    return [
+        {"label": names[number], "box": (x, y, x + width, y + height)}
+        for number, (x, y, width, height), is_crowd in zip(categories, boxes, crowds, strict=True)
+        if not is_crowd
+    ]
 
 
 class DetectionRows(Dataset):

@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.ticker import EngFormatter
 
 from hf_attn.drawing import draw_detections
-from hf_attn.training.detection_rows import class_names
+from hf_attn.training.detection_rows import class_names, objects_to_find
 from hf_attn.training.detr_evaluation import DetrEvaluation
 from hf_attn.training.report import draw_panels, save_card, series
 from hf_attn.training.vit_report import cell_text, in_percent, percent
@@ -56,19 +56,11 @@ def plot_detr_curve(log_history: Sequence[Mapping[str, float]], output: str | Pa
 
 def draw_sample(evaluation: DetrEvaluation, split: datasets.Dataset, output: str | Path) -> Path:
     """Draw the sample pictures of an evaluation, with what was found and, dashed, what is there."""
-    pictures, found, truths = [], [], []
     names = class_names(split)
-    for sample in evaluation.samples:
-        row = split[sample.row]
-        pictures.append(row["image"])
-        found.append(sample.detections)
-        boxes = [(x, y, x + width, y + height) for x, y, width, height in row["objects"]["bbox"]]
-        truths.append(
-            [
-                {"label": names[number], "box": box}
-                for number, box in zip(row["objects"]["category"], boxes, strict=True)
-            ]
-        )
+    rows = [split[sample.row] for sample in evaluation.samples]
+    pictures = [row["image"] for row in rows]
+    found = [sample.detections for sample in evaluation.samples]
+    truths = [objects_to_find(row["objects"], names) for row in rows]
     draw_detections(pictures, found, output, truths=truths, names=evaluation.names)
     return Path(output)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
@@ -215,9 +216,15 @@ def open_run(output_dir: Path, settings: TrainingSettings, data: datasets.Datase
     """Begin a run in an empty directory, or see that the one to be resumed is the same.
 
     Raises:
-        ValueError: if the directory holds something else, or a run with other settings or data.
+        ValueError: if the directory holds something else, or a run with other settings or data; or if this is one of
+            several processes.
         OSError: if it cannot be written to, or the disk has no room for the checkpoints.
     """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(
+            f"this is one of {processes} processes, and a run with its reports is made by one; for several, use the "
+            "model's trainer (TranslatorTrainer, ViTTrainer or DetrTrainer), whose loss and scores are those of one"
+        )
     record = {
         "settings": asdict(settings),
         "data": {name: settings.identify(split) for name, split in data.items()},

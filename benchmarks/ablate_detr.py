@@ -1,0 +1,156 @@
+"""What each of DETR's switches is worth: AP50 over time of the same small detector on the same scenes.
+
+    python examples/detection_scenes.py fashion data/scenes/fashion
+    python benchmarks/ablate_detr.py data/scenes/fashion
+
+Plain DETR, each of three changes alone, and all of them: conditional attention with anchors (arXiv 2108.06152,
+2201.12329), denoising (2203.01305), focal loss. All else is the preset "tiny". Each run has a process and a CPU thread
+to itself; several go on at once, and nothing else should. What is complete is not run again.
+
+AP50 is that of the first validation scenes. Time is that of training alone: the pictures so far over the run's own
+pictures a second.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+import typer
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+PLAIN = {"conditional_attention": False, "denoising_groups": 0, "class_loss": "cross_entropy"}
+WEIGHTS = {"class_loss_coefficient": 1, "class_cost": 1}  # the authors', for cross-entropy
+ALL = {"conditional_attention": True, "denoising_groups": 4, "class_loss": "focal"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {**PLAIN, "model_config": WEIGHTS},
+    "conditional": {**PLAIN, "conditional_attention": True, "model_config": WEIGHTS},
+    "denoising": {**PLAIN, "denoising_groups": 4, "model_config": WEIGHTS},
+    "focal": {**PLAIN, "class_loss": "focal"},
+    "all": ALL,
+}
+EVALUATIONS = 5
+FILE = "ap50.json"
+
+
+def train(data: Path, variant: str, seed: int, steps: int, pictures: int, output: Path) -> None:
+    """One run, and its AP50 in a file: [[pictures, seconds, AP, AP50], ...]."""
+    from hf_attn.training.detection_data import load_detections
+    from hf_attn.training.detr import train_detr
+
+    scenes, _ = load_detections(data, test_share=0)
+    scenes["validation"] = scenes["validation"].select(range(pictures))
+    result = train_detr(
+        scenes,
+        output,
+        preset="tiny",
+        **VARIANTS[variant],
+        max_steps=steps,
+        eval_steps=steps // EVALUATIONS,
+        drawn_pictures=0,
+        seed=seed,
+        bf16=False,
+        resume=output.exists(),
+    )
+    training = result.metrics["training"]
+    batch = training["pictures"] / training["steps"]
+    curve = [
+        (
+            entry["step"] * batch,
+            entry["step"] * batch / training["pictures_per_second"],
+            entry["eval_ap"],
+            entry["eval_ap50"],
+        )
+        for entry in result.log_history
+        if "eval_ap50" in entry
+    ]
+    unfinished = output / f"{FILE}.tmp"
+    unfinished.write_text(json.dumps(curve))
+    unfinished.rename(output / FILE)
+
+
+def run_in_a_process(arguments: list[str], output: Path) -> None:
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    print(f"{output.name}: AP50 {json.loads((output / FILE).read_text())[-1][3]:.3f}", flush=True)
+
+
+def draw(curves: dict[str, list[list[list[float]]]], path: Path) -> None:
+    """AP50 over CPU minutes: a thin line for each seed, a thick one for their mean."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for number, (variant, runs) in enumerate(curves.items()):
+        colour = f"C{number}"
+        minutes = [[seconds / 60 for _, seconds, _, _ in run] for run in runs]
+        shares = [[ap50 for *_, ap50 in run] for run in runs]
+        for times, values in zip(minutes, shares, strict=True):
+            axes.plot([0, *times], [0, *values], color=colour, linewidth=0.8, alpha=0.5)
+        mean = [[sum(column) / len(column) for column in zip(*rows, strict=True)] for rows in (minutes, shares)]
+        axes.plot([0, *mean[0]], [0, *mean[1]], color=colour, linewidth=2.2, marker="o", markersize=4, label=variant)
+    axes.set(xlabel="minutes of training on one CPU thread", ylabel="AP50", xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    unfinished = path.with_name(f"unfinished_{path.name}")
+    figure.savefig(unfinished, dpi=150)
+    unfinished.rename(path)
+
+
+def table(curves: dict[str, list[list[list[float]]]]) -> str:
+    """A row for each variant: AP and AP50 at the end, of each seed, and pictures a second."""
+    rows = ["| | AP | AP50 | pictures/s |", "|---|---|---|---|"]
+    for variant, runs in curves.items():
+        ends = [run[-1] for run in runs]
+        cells = [
+            ", ".join(f"{end[2]:.3f}" for end in ends),
+            ", ".join(f"{end[3]:.3f}" for end in ends),
+            ", ".join(f"{end[0] / end[1]:.0f}" for end in ends),
+        ]
+        rows.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def main(
+    data: Annotated[Path, typer.Argument(help="Directory of scenes, as detection_scenes.py makes them.")],
+    output: Annotated[Path, typer.Option(help="Directory for the runs, the table and the plot.")] = Path(
+        "runs/ablation"
+    ),
+    steps: Annotated[int, typer.Option(help="Of 16 pictures, for each run.")] = 1000,
+    seeds: Annotated[int, typer.Option(help="Runs of each variant.")] = 2,
+    pictures: Annotated[int, typer.Option(help="Validation scenes.")] = 300,
+    processes: Annotated[int, typer.Option(help="Runs at once.")] = 2,
+    only: Annotated[str | None, typer.Option(help="Do one run, VARIANT-SEED, and nothing else.")] = None,
+) -> None:
+    """Train each variant with each seed; print a table and draw a plot."""
+    if only is not None:
+        variant, seed = only.split("-")
+        train(data, variant, int(seed), steps, pictures, output / only)
+        return
+    runs = [(variant, seed) for seed in range(seeds) for variant in VARIANTS]
+    output.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(processes) as pool:
+        waiting = []
+        for variant, seed in runs:
+            name = f"{variant}-{seed}"
+            if not (output / name / FILE).exists():
+                numbers = ["--steps", str(steps), "--pictures", str(pictures), "--only", name]
+                arguments = [str(data), "--output", str(output), *numbers]
+                waiting.append(pool.submit(run_in_a_process, arguments, output / name))
+        for one in waiting:
+            one.result()
+    curves = {
+        variant: [json.loads((output / f"{variant}-{seed}" / FILE).read_text()) for seed in range(seeds)]
+        for variant in VARIANTS
+    }
+    print(table(curves))
+    draw(curves, output / "ap50.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)
