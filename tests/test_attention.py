@@ -16,7 +16,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import hf_attn.attention
 from hf_attn import AttnTranslatorConfig, MultiHeadAttention, NonLocalBlock, eager_attention
-from hf_attn.attention import attention_weights, causal_mask, cross_attention_mask, self_attention_mask
+from hf_attn.attention import (
+    attention_weights,
+    causal_mask,
+    cross_attention_mask,
+    grouped_attention_mask,
+    self_attention_mask,
+)
 from tests.tiny import randomise, tiny_translator
 
 pytestmark = [
@@ -472,3 +478,21 @@ def test_short_attention_is_left_out_where_it_does_not_apply(change, monkeypatch
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool) if change == "mask" else None
     with torch.set_grad_enabled(change == "gradients"):
         assert module(x, x, x, mask)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_each_reads_its_own_group_and_group_zero(kernel):
+    config = AttnTranslatorConfig()
+    config._attn_implementation = kernel
+    group, kept = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([[1, 1, 1, 1, 1], [1, 0, 1, 0, 1]])
+    mask = grouped_attention_mask(config, torch.zeros(2, 5, 8), kept, group)
+    allowed = mask if mask.dtype == torch.bool else mask == 0
+    own = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 0, 0, 1]])
+    assert torch.equal(allowed[:, 0], (own * kept[:, None]).bool())
+
+
+def test_groups_are_refused_by_flash_attention_which_would_pass_over_them():
+    config = AttnTranslatorConfig()
+    config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match=r"flash_attention_2 has no masks .*; train with attn_implementation"):
+        grouped_attention_mask(config, torch.zeros(1, 3, 8), None, torch.tensor([0, 1, 2]))
