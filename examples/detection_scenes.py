@@ -135,6 +135,7 @@ def write_fashion_scenes(
 ) -> Path:
     """Scenes for `train` and `validation` with items of Fashion-MNIST. `names` renames its classes, or joins some."""
     names = names or dict(zip(CLASS_NAMES, CLASS_NAMES, strict=True))
+    classes = list(dict.fromkeys(names[name] for name in CLASS_NAMES))
 
     def make_splits() -> dict[str, Split]:
         directory = prepare_fashion_mnist(cache_dir.parent / "fashion_mnist", cache_dir)
@@ -144,10 +145,12 @@ def write_fashion_scenes(
         ):
             items = read_idx(directory / f"{prefix}-images-idx3-ubyte.gz", 3)
             labels = read_idx(directory / f"{prefix}-labels-idx1-ubyte.gz", 1)
-            splits[name] = Split(FashionCutouts(items, [names[CLASS_NAMES[label]] for label in labels]), photos)
+            own = np.array([names[CLASS_NAMES[label]] for label in labels])
+            fewest = min(np.count_nonzero(own == one) for one in classes)  # so that each is as frequent
+            rows = np.sort(np.concatenate([np.flatnonzero(own == one)[:fewest] for one in classes]))
+            splits[name] = Split(FashionCutouts(items[rows], own[rows].tolist()), photos)
         return splits
 
-    classes = list(dict.fromkeys(names[name] for name in CLASS_NAMES))
     return write_scenes(output, scenes, make_splits, classes, composition, seed, processes, typer.echo)
 
 

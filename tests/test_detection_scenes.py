@@ -376,7 +376,7 @@ def test_classes_may_be_joined(mirror: Mirror, tmp_path: Path) -> None:
     splits, report = load_detections(tmp_path / "s", test_share=0)
     assert report.class_names == ["worn", "bag"]
     categories = [category for objects in splits["train"]["objects"] for category in objects["category"]]
-    assert 0.6 < categories.count(0) / len(categories) < 1
+    assert 0.3 < categories.count(0) / len(categories) < 0.7  # as often, though nine in ten items are worn
 
 
 def test_items_are_cut_out_where_they_are_bright() -> None:
