@@ -15,11 +15,35 @@ the other in the same turn, median and quartiles: above 1 hf_attn is faster. `pe
 product that was measured on this machine in the same number format. Operations are those that torch counts in
 hf_attn's forward, two for each multiply-add, three times that in training.
 
-Measured on 1 thread of an Intel Xeon at 2.5 GHz, shared with others, by
-`--row matching --threads 1 --turns 25`:
+Measured on 2 threads of an Intel Xeon at 2.5 GHz without bfloat16, shared with others, by `--dtype fp32 --turns 5`:
+
+    fp32: the fastest matrix product is oneDNN's with 241 GFLOP/s
+
+    one picture, fp32
+                                           img/s                     ratio    peak
+    hf_attn                  0.67 (0.56 to 0.68)                               50%
+    transformers             0.40 (0.36 to 0.43)       1.58 (1.35 to 1.89)     30%
+    RT-DETR                  0.68 (0.63 to 0.78)       0.90 (0.78 to 1.05)     51%
+
+    mixed batch of 4, fp32
+                                           img/s                     ratio    peak
+    hf_attn                  0.66 (0.57 to 0.77)                               44%
+    transformers             0.24 (0.21 to 0.24)       2.89 (2.52 to 3.38)     16%
+    RT-DETR                  0.52 (0.44 to 0.55)       1.34 (1.16 to 1.51)     34%
+
+    training step, fp32
+                                           img/s                     ratio    peak
+    hf_attn                  0.15 (0.15 to 0.16)                               34%
+    transformers             0.16 (0.13 to 0.17)       0.96 (0.90 to 1.18)     36%
+    RT-DETR                  0.19 (0.19 to 0.24)       0.76 (0.66 to 0.78)     44%
 
     matching of 6 layers, 32 pictures, 20 boxes each
                                            img/s                     ratio
+    hf_attn         1702.74 (1664.19 to 1758.32)
+    transformers          85.33 (73.07 to 88.08)    20.06 (19.67 to 23.53)
+
+and the matching once more, on 1 thread, by `--row matching --threads 1 --turns 25`:
+
     hf_attn          1208.30 (960.60 to 1260.61)
     transformers          30.09 (29.37 to 30.88)    39.77 (34.28 to 41.68)
 

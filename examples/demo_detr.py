@@ -1,6 +1,6 @@
 """From nothing to a detector on this machine: put clothes on photographs, train, find them in scenes that are new.
 
-    make demo                     # the last third of it; alone: python examples/demo_detr.py
+    make demo                     # its third part; alone: python examples/demo_detr.py
 
 The scenes are made of Fashion-MNIST's items and of the photographs in two of Debian's packages; those that are shown
 hold other items on other photographs than those to learn from. The time for training is fixed, so a slower machine

@@ -1,6 +1,6 @@
 """From nothing to a translator on this machine: fetch real German-English text, train, translate what was held out.
 
-    make demo                     # the first half of it; alone: python examples/demo_translator.py
+    make demo                     # its first part; alone: python examples/demo_translator.py
 
 4.4 minutes on 2 CPU cores with AVX512-BF16, four of them training; setting up .venv/ takes 3.4 minutes more, once.
 Then: BLEU 23.0, chrF 43.7 on 500 sentences of LibreOffice's help, up to 12 words long, from pages held out. The time

@@ -1,6 +1,6 @@
 """From nothing to a picture classifier on this machine: fetch Fashion-MNIST, train, classify, show where it looks.
 
-    make demo                     # the second half of it; alone: python examples/demo_vit.py
+    make demo                     # its second part; alone: python examples/demo_vit.py
 
 1.8 minutes on 2 CPU cores with AVX512-BF16, of which 75 seconds are training: 79.5 % of the 10,000 test pictures.
 train_vit.py takes the time for over 91 %. The time for training is fixed, so a slower machine takes no longer and
