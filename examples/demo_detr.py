@@ -25,7 +25,7 @@ from hf_attn.training.detr import DetrTrainingResult, train_detr
 
 DATA = Path("data/scenes/demo")
 RUN = Path("runs/demo_detr")
-SCENES = {"train": 8_000, "validation": 200}
+SCENES = {"train": 6_000, "validation": 200}
 COMPOSITION = Composition(side=64, most=2, scale=(0.45, 0.7), turn=10, overlap=0.05, brightness=0.1, tint=0.5)
 KINDS = {
     **dict.fromkeys(("T-shirt", "pullover", "dress", "coat", "shirt"), "top"),
@@ -35,7 +35,7 @@ KINDS = {
 }
 TRAINING_MINUTES = 1.5
 SHOWN = 12
-SURE = 0.4  # probability from which a box is drawn
+SURE = 0.35  # probability from which a box is drawn
 
 
 def say(step: int, text: str) -> None:
