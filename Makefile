@@ -22,10 +22,7 @@ READY := $(VENV)/ready-$(call checksum,cat pyproject.toml)
 # There only during an installation: a set-up that was interrupted starts from nothing.
 INSTALLING := $(VENV)/installing
 
-STEPS := 4
-demo: STEPS := 4
-test-slow: STEPS := 5
-setup: STEPS := 1
+STEPS := $(if $(filter test-slow,$(MAKECMDGOALS)),5,$(if $(filter setup,$(MAKECMDGOALS)),1,4))
 
 help:
 	@sed -n 's/^#   //p' Makefile
