@@ -6,9 +6,9 @@
 The data are made by detection_scenes.py (for fashion about 90 MB of downloads and 3 minutes on 2 cores, once).
 
 fashion: the preset "tiny", a residual network of stride 8, 2 encoder and 3 decoder layers of width 128, conditional
-attention with anchors, denoising queries and focal loss; all of it from random weights. In ten minutes on 2 cores of an
-Intel Xeon at 2.5 GHz without bfloat16 (27,000 pictures of 96 pixels) it reached AP 34.2 % and AP50 54.2 % on the 1,000
-validation scenes: trousers 76 %, bags 70 %, shirts 26 %.
+attention with anchors, denoising queries and focal loss; all of it from random weights. In ten minutes on 2 cores of
+an Intel Xeon at 2.5 GHz without bfloat16 (27,000 pictures of 96 pixels) it reached AP 34.2 % and AP50 54.2 % on the
+1,000 validation scenes: trousers 76 %, bags 70 %, shirts 26 %.
 
 stamps: the same on the lower ten layers of DINOv2-small (dinov2.py), frozen: 150 cut-outs are too few to learn from
 scratch what a lion is.
