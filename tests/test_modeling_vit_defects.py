@@ -1,4 +1,4 @@
-"""What goes wrong with transformers 5.23's own ViT, in silence or with a crash, goes right here: one test a defect.
+"""What goes wrong with transformers 5.24's own ViT, in silence or with a crash, goes right here: one test a defect.
 
 Each test's comment says what happens there.
 """

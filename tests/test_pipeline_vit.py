@@ -148,7 +148,7 @@ def test_the_automatic_classes_know_every_part(tmp_path):
         (AutoBackbone, AttnViTBackbone),
     ):
         assert type(automatic.from_config(config)) is model_class
-        if automatic is not AutoBackbone:  # asks the Hub even for a directory, for every model of transformers 5.23
+        if automatic is not AutoBackbone:  # asks the Hub even for a directory, for every model of transformers 5.24
             assert type(automatic.from_pretrained(tmp_path)) is model_class
 
 

@@ -127,7 +127,7 @@ def test_a_trained_vit_is_the_backbone_and_stays_as_it_is_at_rate_zero(tmp_path)
     vit = tiny_vit(image_size=32, patch_size=8)
     vit.save_pretrained(tmp_path / "vit")
     settings = {name: value for name, value in SETTINGS.items() if name != "model_config"}
-    settings |= {"backbone_model": tmp_path / "vit", "backbone_learning_rate": 0.0, "max_steps": 2, "eval_steps": None}
+    settings |= {"backbone_model": tmp_path / "vit", "backbone_learning_rate": 0.0, "warmup_steps": 0}
     result = train_detr(few(), tmp_path / "run", **settings)
     model = AttnDetrForObjectDetection.from_pretrained(result.output_dir)
     assert model.config.backbone_feature == -1 and model.config.backbone_kwargs is None

@@ -84,6 +84,6 @@ def test_what_a_run_has_on_disk_already_needs_no_more_room(tmp_path, monkeypatch
 
 def test_a_run_of_several_processes_is_refused_before_it_begins(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match=r"one of 2 processes.* use the trainer"):
+    with pytest.raises(ValueError, match=r"one of 2 processes.* use the model's trainer"):
         open_run(tmp_path / "run", chosen(), DATA, resume=False)
     assert not (tmp_path / "run").exists()
