@@ -32,7 +32,7 @@ demo: setup
 	$(VENV)/bin/python examples/demo_translator.py
 	echo "[3/$(STEPS)] Demo: a classifier of pictures, 2 minutes on 2 cores"
 	$(VENV)/bin/python examples/demo_vit.py
-	echo "[4/$(STEPS)] Demo: a detector of clothes on photographs, 3 minutes on 2 cores"
+	echo "[4/$(STEPS)] Demo: a detector of clothes on photographs, 2 minutes on 2 cores"
 	$(VENV)/bin/python examples/demo_detr.py
 
 test: setup

@@ -2,6 +2,9 @@
 
     make demo                     # its third part; alone: python examples/demo_detr.py
 
+1.9 minutes on 2 CPU cores of an Intel Xeon at 2.5 GHz without bfloat16, of which 90 seconds are training: AP50 52 % on
+200 new scenes.
+
 The scenes are made of Fashion-MNIST's items and of the photographs in two of Debian's packages; those that are shown
 hold other items on other photographs than those to learn from. The time for training is fixed, so a slower machine
 takes no longer and learns less. train_detr.py takes the time to tell all ten kinds of clothing apart.
@@ -35,7 +38,7 @@ KINDS = {
 }
 TRAINING_MINUTES = 1.5
 SHOWN = 12
-SURE = 0.35  # probability from which a box is drawn
+SURE = 0.3  # probability from which a box is drawn
 
 
 def say(step: int, text: str) -> None:
@@ -48,7 +51,7 @@ def train(scenes: datasets.DatasetDict) -> DetrTrainingResult:
             scenes,
             RUN,
             preset="tiny",
-            num_queries=25,
+            num_queries=64,
             denoising_groups=10,
             model_config={
                 "encoder_layers": 1,
