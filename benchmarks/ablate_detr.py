@@ -4,8 +4,9 @@
     python benchmarks/ablate_detr.py data/scenes/fashion
 
 Plain DETR, each of three changes alone, and all of them: conditional attention with anchors (arXiv 2108.06152,
-2201.12329), denoising (2203.01305), focal loss. All else is the preset "tiny". Each run has a process and a CPU thread
-to itself; several go on at once, and nothing else should. What is complete is not run again.
+2201.12329), denoising (2203.01305), focal loss with its weights of 2 for classes. All else is the preset "tiny". Each
+run has a process and a CPU thread to itself; several go on at once, and nothing else should. What is complete is not
+run again.
 
 AP50 is that of the first validation scenes. Time is that of training alone: the pictures so far over the run's own
 pictures a second.

@@ -77,7 +77,7 @@ def train(scenes: datasets.DatasetDict) -> DetrTrainingResult:
 
 
 def find(scenes: datasets.Dataset) -> Path:
-    """Print what the detector finds in new scenes, and draw it beside what is there."""
+    """Print what the detector finds in new scenes, and draw it."""
     logging.disable_progress_bar()
     detect = pipeline("object-detection", model=str(RUN))
     pictures = scenes["image"][:SHOWN]

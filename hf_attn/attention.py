@@ -168,14 +168,12 @@ def grouped_attention_mask(
     def reads(batch, head, query, key):
         return (group[key] == 0) | (group[key] == group[query])
 
-    # Not by create_bidirectional_mask, which goes through vmap for a function of ours: 14 ms instead of 0.4
+    # create_bidirectional_mask would go through vmap, 14 ms instead of 0.4
     batch, length = hidden_states.shape[:2]
     return make_mask(
         batch_size=batch,
         q_length=length,
         kv_length=length,
-        q_offset=0,
-        kv_offset=0,
         mask_function=reads,
         attention_mask=None if attention_mask is None else attention_mask.bool(),
         allow_is_causal_skip=False,
