@@ -63,7 +63,8 @@ class AttnDetrConfig(PreTrainedConfig):
     activation_function: str = "relu"
     layer_norm_eps: float = 1e-5
     num_queries: int = 100
-    position_temperature: float | int = 10000  # of the waves; DAB-DETR, section 4.4: 20
+    position_temperature: float | int = 10000  # longest wave over shortest; DAB-DETR, section 4.4: 20
+    position_scale: float | int = 2 * math.pi  # angle of the shortest wave from edge to edge; the authors' scale
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
 
@@ -118,6 +119,10 @@ class AttnDetrConfig(PreTrainedConfig):
             raise ValueError(f"layer_norm_eps {self.layer_norm_eps} is not above 0; the usual value is 1e-5")
         if not self.position_temperature > 1:
             raise ValueError(f"position_temperature {self.position_temperature} is not above 1; the paper's is 10000")
+        if not 0 < self.position_scale < math.inf:
+            raise ValueError(
+                f"position_scale {self.position_scale} is not above 0; the authors' is 6.283, a wave over the picture"
+            )
         if self.class_cost == self.box_cost == self.giou_cost == 0:
             raise ValueError("class_cost, box_cost and giou_cost are all 0, so nothing tells which query is whose")
         if self.class_loss not in CLASS_LOSSES:

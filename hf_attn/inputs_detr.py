@@ -149,6 +149,7 @@ class TokensOfPictures(nn.Module):
         super().__init__()
         self.hidden_size = config.hidden_size
         self.temperature = float(config.position_temperature)
+        self.scale = float(config.position_scale)
         self.num_channels = config.num_channels
         self.backbone = Backbone(config)
         self.input_projection = nn.Conv2d(self.backbone.channels, config.hidden_size, kernel_size=1)
@@ -192,8 +193,8 @@ class TokensOfPictures(nn.Module):
         feature_map = self.input_projection(self.backbone(pixel_values))
         rows, columns = feature_map.shape[-2:]
         cells = cell_fractions(rows, columns, feature_map.device)
-        positions = fraction_sinusoids(cells, self.hidden_size // 2, self.temperature).to(feature_map.dtype)
-        return feature_map.flatten(2).transpose(1, 2), positions.flatten(0, 1).unsqueeze(0)
+        positions = fraction_sinusoids(cells, self.hidden_size // 2, self.temperature, self.scale)
+        return feature_map.flatten(2).transpose(1, 2), positions.to(feature_map.dtype).flatten(0, 1).unsqueeze(0)
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> None:
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.num_channels:

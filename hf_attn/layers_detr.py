@@ -94,6 +94,10 @@ class DetrDecoderLayer(GradientCheckpointingLayer):
         return attended
 
 
+class PlaceProjection(nn.Linear):
+    """Of the waves of a place; begins so that queries read what is near their anchor."""
+
+
 class ConditionalCrossAttention(MultiHeadAttention):
     """Content matches content and place matches place, each by itself, and the two scores add up
     (Meng et al. 2021, "Conditional DETR", section 3.3)."""
@@ -101,8 +105,8 @@ class ConditionalCrossAttention(MultiHeadAttention):
     def __init__(self, config: AttnDetrConfig, layer_idx: int = 0):
         super().__init__(config, layer_idx=layer_idx)
         self.scaling = (2 * self.head_dim) ** -0.5
-        self.q_position_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_position_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_position_proj = PlaceProjection(config.hidden_size, config.hidden_size)
+        self.k_position_proj = PlaceProjection(config.hidden_size, config.hidden_size)
 
     def forward(  # type: ignore[override]
         self, query, query_position, key, key_position, attention_mask=None, output_attentions=None, **kwargs
@@ -120,7 +124,7 @@ class ConditionalDecoderLayer(DetrDecoderLayer):
 
     def _add_cross_attention(self, config: AttnDetrConfig, layer_idx: int) -> None:
         self.cross_attention = with_gains(ConditionalCrossAttention(config, layer_idx))
-        self.reach = MLP(config.hidden_size, config.hidden_size, config.hidden_size, layers=2)
+        self.reach = MLP(config.hidden_size, config.hidden_size, config.hidden_size, layers=2, last=FromOne)
 
     def read_memory(self, x, queries, waves, memory, positions, memory_mask, **kwargs) -> torch.Tensor:
         attended, _ = self.cross_attention(x, waves * self.reach(x), memory, positions, memory_mask, **kwargs)
@@ -133,6 +137,10 @@ class HeadLinear(nn.Linear):
 
 class FromAnchors(HeadLinear):
     """Begins at zero: boxes begin at their anchors."""
+
+
+class FromOne(HeadLinear):
+    """Begins near one: of each wave of an anchor, all of it counts."""
 
 
 class ClassHead(HeadLinear):

@@ -30,13 +30,16 @@ from .layers_detr import (
     DetrDecoderLayer,
     DetrEncoderLayer,
     FromAnchors,
+    FromOne,
     HeadLinear,
+    PlaceProjection,
 )
 from .loss_detr import Denoising, check_labels, detr_loss
 from .outputs_detr import AttnDetrModelOutput, AttnDetrObjectDetectionOutput, DetrDecoderOutput
 from .positions import fraction_sinusoids
 
 ANCHOR_SIDE = 0.25  # with which anchors begin, as a share of the picture's
+PLACE_SCORE = 8.0  # of an anchor and the token at its very place, before softmax, with which reading begins
 
 
 class AttnDetrPreTrainedModel(PreTrainedModel):
@@ -71,6 +74,10 @@ class AttnDetrPreTrainedModel(PreTrainedModel):
         if isinstance(module, FromAnchors):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, FromOne):
+            init.ones_(module.bias)
+        elif isinstance(module, PlaceProjection):
+            _init_as_waves(module, self.config.num_attention_heads)
         elif isinstance(module, ClassHead) and self.config.class_loss == "focal":
             init.constant_(module.bias, -math.log(99.0))  # a probability of 1 %: Lin et al. 2017, section 3.3
         elif isinstance(module, nn.Embedding):
@@ -86,6 +93,20 @@ def _init_as_torch(layer: nn.Linear | nn.Conv2d) -> None:
     if layer.bias is not None:
         bound = layer.weight[0].numel() ** -0.5
         init.uniform_(layer.bias, -bound, bound)
+
+
+def _init_as_waves(layer: nn.Linear, heads: int) -> None:
+    """The waves of a place as they are, long and short ones dealt out to every head: what is near scores high.
+
+    Glorot's would need hundreds of steps to tell a place from its neighbours, and nothing can move a box before that.
+    """
+    width, head_dim = layer.in_features, layer.in_features // heads
+    dealt = sorted(range(width // 4), key=lambda frequency: frequency % heads)
+    order = torch.arange(width).view(2, -1, 2)[:, dealt].transpose(0, 1).flatten()  # rows and columns, sine and cosine
+    # sin² + cos² = 1, so a head's score at the very place is gain² · head_dim / 2, over √(2 · head_dim)
+    gain = math.sqrt(PLACE_SCORE * math.sqrt(8 / head_dim))
+    init.copy_(layer.weight, gain * torch.eye(width)[order].to(layer.weight))
+    init.zeros_(layer.bias)
 
 
 class DetrEncoder(AttnDetrPreTrainedModel):
@@ -187,7 +208,8 @@ class DetrDecoder(AttnDetrPreTrainedModel):
             raise ValueError("this decoder has learned queries only: set conditional_attention or denoising_groups")
         x, y, width, height = boxes.unbind(-1)
         coordinates = torch.stack([y, x, height, width], dim=-1)  # rows first, as the tokens' positions
-        waves = fraction_sinusoids(coordinates, self.config.hidden_size // 2, float(self.config.position_temperature))
+        temperature, scale = float(self.config.position_temperature), float(self.config.position_scale)
+        waves = fraction_sinusoids(coordinates, self.config.hidden_size // 2, temperature, scale)
         waves = waves.to(self.final_norm.weight.dtype)
         return self.query_of_box(waves), waves[..., : self.config.hidden_size]
 

@@ -1,5 +1,7 @@
 """Where a token stands: on a line or in a grid, by sinusoids for any length or size, or learned and resampled."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -76,17 +78,21 @@ def grid_sinusoids(rows: int, columns: int, dim: int, device: torch.device | str
     )
 
 
-def fraction_sinusoids(fractions: torch.Tensor, dim: int, temperature: float = 10000.0) -> torch.Tensor:
+def fraction_sinusoids(
+    fractions: torch.Tensor, dim: int, temperature: float = 10000.0, scale: float = 2 * math.pi
+) -> torch.Tensor:
     """Waves of where something lies in a picture (Carion et al. 2020, section A.4; DAB-DETR, equation 5).
 
     Args:
-        fractions: (..., n) coordinates from 0 to 1, of which a whole wave of the shortest length is made.
+        fractions: (..., n) coordinates from 0 to 1.
         dim: length of the vector of each coordinate, even.
+        temperature: ratio of the longest wave to the shortest.
+        scale: angle of the shortest wave at 1, in radians; 2π is one whole wave over the picture.
 
     Returns:
         (..., n · dim) float32: the vectors one after the other.
     """
-    return sinusoids(2 * torch.pi * fractions, dim, temperature=temperature).flatten(-2)
+    return sinusoids(scale * fractions, dim, temperature=temperature).flatten(-2)
 
 
 def cell_fractions(rows: int, columns: int, device: torch.device | str | None = None) -> torch.Tensor:

@@ -92,7 +92,7 @@ def test_transformers_names_work_too():
         {"use_pretrained_backbone": True},
         {"use_pretrained_backbone": True, "frozen_batch_norm": False, "frozen_stride": 8},
         {"conditional_attention": True, "denoising_groups": 5, "class_loss": "focal", "focal_alpha": 0.5},
-        {"class_cost": 2.5, "box_cost": 4, "eos_coefficient": 1, "dropout": 0, "position_temperature": 20},
+        {"class_cost": 2.5, "box_cost": 4, "eos_coefficient": 1, "dropout": 0, "position_scale": 20},
         {"id2label": {0: "cat", 1: "dog", 2: "cow"}, "label2id": {"cat": 0, "dog": 1, "cow": 2}},
     ],
 )
@@ -138,6 +138,8 @@ def test_a_vit_for_a_backbone_survives_saving(tmp_path):
         ({"focal_alpha": -0.1}, "focal_alpha -0.1 is not a share, from 0 to 1"),
         ({"frozen_stride": -4}, "frozen_stride -4 is not a number from 0"),
         ({"position_temperature": 1}, "position_temperature 1 is not above 1; the paper's is 10000"),
+        ({"position_scale": 0}, "position_scale 0 is not above 0; the authors' is 6.283, a wave over the picture"),
+        ({"position_scale": math.inf}, "position_scale inf is not above 0"),
         ({"layer_norm_eps": 0.0}, "layer_norm_eps 0.0 is not above 0"),
         ({"class_loss": "ce"}, "class_loss 'ce' is unknown; use one of cross_entropy, focal"),
         ({"activation_function": "rely"}, "activation_function 'rely' is unknown; use one of .*'relu'"),

@@ -25,11 +25,14 @@ def tokens_of(**fields) -> TokensOfPictures:
     return tiny_detr(encoder_layers=1, decoder_layers=1, **fields).model.tokens
 
 
-def authors_positions(mask: torch.Tensor, width: int, temperature: float = 10000) -> torch.Tensor:
-    """The authors' PositionEmbeddingSine(width / 2, normalize=True) for a (batch, rows, columns) mask, 1 = visible."""
+def authors_positions(
+    mask: torch.Tensor, width: int, temperature: float = 10000, scale: float = 2 * torch.pi
+) -> torch.Tensor:
+    """The authors' PositionEmbeddingSine(width / 2, temperature, normalize=True, scale) for a mask (batch, rows,
+    columns), 1 = visible."""
     y, x = mask.cumsum(1, dtype=torch.float32), mask.cumsum(2, dtype=torch.float32)
-    y = y / (y[:, -1:, :] + 1e-6) * 2 * torch.pi
-    x = x / (x[:, :, -1:] + 1e-6) * 2 * torch.pi
+    y = y / (y[:, -1:, :] + 1e-6) * scale
+    x = x / (x[:, :, -1:] + 1e-6) * scale
     half = torch.arange(width // 2, dtype=torch.float32)
     periods = temperature ** (2 * (half // 2) / (width // 2))
     x, y = x[..., None] / periods, y[..., None] / periods
@@ -143,11 +146,11 @@ def test_a_vit_for_a_backbone_follows_the_kernel_and_begins_by_its_own_rule():
 @pytest.mark.parametrize("size", [(64, 96), (16, 16), (33, 250)], ids=str)
 @torch.no_grad()
 def test_positions_are_the_authors(size):
-    tokens = tokens_of(position_temperature=20 if size == (16, 16) else 10000)
+    tokens = tokens_of(**({"position_temperature": 20, "position_scale": 25} if size == (16, 16) else {}))
     found = tokens(torch.randn(2, 3, *size))
     rows, columns = tokens.backbone(torch.randn(1, 3, *size)).shape[-2:]
-    expected = authors_positions(torch.ones(2, rows, columns), 32, tokens.temperature)
-    assert_close(found.positions, expected.flatten(1, 2), rtol=0, atol=2e-6)
+    expected = authors_positions(torch.ones(2, rows, columns), 32, tokens.temperature, tokens.scale)
+    assert_close(found.positions, expected.flatten(1, 2), rtol=0, atol=5e-6)
 
 
 @torch.no_grad()

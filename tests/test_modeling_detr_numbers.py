@@ -74,10 +74,10 @@ class Paper(nn.Module):
 
     def waves(self, places: list[torch.Tensor], width: int) -> torch.Tensor:
         """For each place between 0 and 1 sine, cosine, sine, ... one after the other."""
-        temperature, waves = self.ours.config.position_temperature, []
+        temperature, scale, waves = self.ours.config.position_temperature, self.ours.config.position_scale, []
         for place in places:
             for i in range(width):
-                angle = 2 * math.pi * place / temperature ** (2 * (i // 2) / width)
+                angle = scale * place / temperature ** (2 * (i // 2) / width)
                 waves.append(angle.cos() if i % 2 else angle.sin())
         return torch.stack(waves)
 
@@ -175,7 +175,10 @@ class ConditionalPaper(Paper):
 
 PAPERS = {
     "plain": (Paper, {"decoder_layers": 6}),
-    "conditional": (ConditionalPaper, {"conditional_attention": True, "position_temperature": 20}),
+    "conditional": (
+        ConditionalPaper,
+        {"conditional_attention": True, "position_temperature": 20, "position_scale": 20.0},
+    ),
 }
 
 

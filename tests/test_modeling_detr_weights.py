@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoModelForObjectDetection
 
 from hf_attn import AttnDetrConfig, AttnDetrForObjectDetection, AttnDetrModel, AttnViTConfig
+from hf_attn.attention import record_attention
 from hf_attn.boxes import grid_of_boxes
 from tests.tiny import DETR_LABELS, DETR_VARIANTS, randomise, tiny_detr
 
@@ -252,12 +253,17 @@ def begins_as_the_authors(name: str, module: nn.Module, weight: torch.Tensor, co
         return torch.allclose(weight.sigmoid(), grid_of_boxes(config.num_queries, 0.25))
     if "attention" in name and last == "bias":
         return not weight.any()
+    if part.endswith("position_proj"):  # the same for queries and keys: the waves, dealt out to the heads
+        gain = weight.norm(dim=-1)
+        return torch.equal(weight.T @ weight, gain[0] ** 2 * torch.eye(d)) and torch.equal(gain, gain[:1].expand(d))
     if part.endswith(("q_proj", "k_proj", "v_proj")):  # one matrix (3d, d) with the authors
         return is_uniform(weight, math.sqrt(6 / (4 * d)))
     if ("attention" in name or "feed_forward" in name) and last == "weight":  # Xavier
         return is_uniform(weight, math.sqrt(6 / sum(weight.shape)))
     if name == "class_head.bias" and config.class_loss == "focal":
         return torch.allclose(weight.sigmoid(), torch.tensor(0.01))
+    if name.endswith("reach.layers.1.bias"):
+        return bool((weight == 1).all())
     if part.endswith("box_head.layers.2") and config.conditional_attention:  # boxes begin at their anchors
         return not weight.any()
     return is_uniform(weight, 1 / math.sqrt(module.weight[0].numel()))  # torch's own
@@ -289,6 +295,27 @@ def test_attention_begins_as_the_authors_reset_parameters_begins_torch_s():
     assert_close(ours.out_proj.weight.abs().max(), authors.out_proj.weight.abs().max(), rtol=0.001, atol=0)
     assert not authors.in_proj_bias.any() and not any(projection.bias.any() for projection in projections)
     assert not authors.out_proj.bias.any() and not ours.out_proj.bias.any()
+
+
+@pytest.mark.parametrize(("width", "heads"), [(128, 4), (128, 8), (60, 3), (60, 6)])
+def test_queries_begin_by_reading_around_their_anchors(width, heads):
+    # by Glorot's rule a query reads all places alike, and a box cannot move towards what is in it
+    shape = {"hidden_size": width, "num_attention_heads": heads, "position_temperature": 20, "position_scale": 25}
+    model = AttnDetrForObjectDetection(AttnDetrConfig(**{**ALL, **shape, "num_queries": 49})).eval()
+    anchors = model.model.anchors.detach().sigmoid()
+    rows, columns = model.model.feature_grid(320, 384)
+    with record_attention(model, "cross_attention") as record, torch.no_grad():
+        model(torch.randn(1, 3, 320, 384))
+    ((weights,),) = record.maps.values()
+    y, x = (torch.arange(number) / number for number in (rows, columns))
+    near = (
+        (anchors[:, 1, None] - 1 / rows - y).abs() < 1.5 / rows,
+        (anchors[:, 0, None] - 1 / columns - x).abs() < 1.5 / columns,
+    )
+    around = (near[0][:, :, None] & near[1][:, None, :]).flatten(1)
+    shares = (weights[0] * around).sum(-1)  # of each head and query
+    assert (rows, columns) == (10, 12) and around.float().mean() < 0.08
+    assert shares.mean() > 0.5 and shares.min() > 0.2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,6 +1,7 @@
 """From made pictures to a detector and back: one call, all that it leaves, resumed, refused; and learning by heart."""
 
 import json
+import math
 import time
 
 import datasets
@@ -184,6 +185,7 @@ def test_plain_detr_learns_32_pictures_by_heart_in_two_minutes(tmp_path):
             "class_loss_coefficient": 1,
             "class_cost": 1,
             "position_temperature": 10000,
+            "position_scale": 2 * math.pi,
         },
         scales=(64,),
         longest_edge=64,

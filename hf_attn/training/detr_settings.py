@@ -1,5 +1,6 @@
 """What a training run of a detector is: recipes from the literature, and all that can be changed in them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -39,12 +40,15 @@ PRESETS = {
             "encoder_layers": 2,
             "decoder_layers": 3,
             "intermediate_size": 512,
-            "num_queries": 16,
+            "num_attention_heads": 4,
+            "num_queries": 25,
             "dropout": 0.0,
             "attention_dropout": 0.0,
             "position_temperature": 20,
+            "position_scale": 8 * math.pi,  # 4 waves over 12 rows
             "conditional_attention": True,
-            "denoising_groups": 4,
+            "denoising_groups": 10,
+            "denoising_label_noise": 0.5,
             "class_loss": "focal",
             "class_loss_coefficient": 2,
             "class_cost": 2,
@@ -54,9 +58,9 @@ PRESETS = {
             "batch_size": 16,
             "learning_rate": 8e-4,
             "backbone_learning_rate": 8e-4,
-            "warmup_steps": 200,
+            "warmup_steps": 100,
             "decay": "cosine",
-            "decay_from": 0.7,
+            "decay_from": 0.3,
             "scales": (96,),
             "longest_edge": 96,
         },
