@@ -5,8 +5,8 @@
 
 Plain DETR, each of three changes alone, and all of them: conditional attention with anchors (arXiv 2108.06152,
 2201.12329), whose shortest wave is a quarter of a picture; denoising (2203.01305); focal loss with its weights of 2
-for classes. All else is the preset "tiny". Each run has a process and a CPU thread to itself; several go on at once, and
-nothing else should. What is complete is not run again.
+for classes. All else is the preset "tiny". Each run has a process and a CPU thread to itself; several go on at once,
+and nothing else should. What is complete is not run again.
 
 AP50 is that of the first validation scenes. Time is that of training alone: the pictures so far over the run's own
 pictures a second.
