@@ -5,18 +5,19 @@
 
 Plain DETR, each of three changes alone, and all of them: conditional attention with anchors (arXiv 2108.06152,
 2201.12329), whose shortest wave is a quarter of a picture; denoising (2203.01305); focal loss with its weights of 2
-for classes. All else is the preset "tiny". Each run has a process and a CPU thread to itself; several go on at once,
-and nothing else should. What is complete is not run again.
+for classes. All else is the preset "tiny". Each run has a process and a CPU thread to itself; several go on at once.
+What is complete is not run again.
 
-AP50 is that of the first validation scenes. Time is that of training alone: the pictures so far over the run's own
-pictures a second.
+AP50 is that of the first validation scenes. Time is what the process used of its CPU, evaluations left out.
 """
 
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,11 +45,22 @@ FILE = "ap50.json"
 
 def train(data: Path, variant: str, seed: int, steps: int, pictures: int, output: Path) -> None:
     """One run, and its AP50 in a file: [[pictures, seconds, AP, AP50], ...]."""
+    from hf_attn.training.callbacks import ProgressEvent
     from hf_attn.training.detection_data import load_detections
     from hf_attn.training.detr import train_detr
 
+    seconds, last = 0.0, time.process_time()
+
+    def add_time(event: ProgressEvent) -> None:
+        nonlocal seconds, last
+        now = time.process_time()
+        if event.stage == "train":
+            seconds += now - last
+        last = now
+
     scenes, _ = load_detections(data, test_share=0)
     scenes["validation"] = scenes["validation"].select(range(pictures))
+    shutil.rmtree(output, ignore_errors=True)  # of a run that was stopped, whose time is not known
     result = train_detr(
         scenes,
         output,
@@ -59,20 +71,14 @@ def train(data: Path, variant: str, seed: int, steps: int, pictures: int, output
         drawn_pictures=0,
         seed=seed,
         bf16=False,
-        resume=output.exists(),
+        progress=add_time,
     )
     training = result.metrics["training"]
-    batch = training["pictures"] / training["steps"]
-    curve = [
-        (
-            entry["step"] * batch,
-            entry["step"] * batch / training["pictures_per_second"],
-            entry["eval_ap"],
-            entry["eval_ap50"],
-        )
-        for entry in result.log_history
-        if "eval_ap50" in entry
-    ]
+    curve = []
+    for entry in result.log_history:
+        if "eval_ap50" in entry:
+            share = entry["step"] / training["steps"]
+            curve.append((share * training["pictures"], share * seconds, entry["eval_ap"], entry["eval_ap50"]))
     unfinished = output / f"{FILE}.tmp"
     unfinished.write_text(json.dumps(curve))
     unfinished.rename(output / FILE)
@@ -97,7 +103,7 @@ def draw(curves: dict[str, list[list[list[float]]]], path: Path) -> None:
             axes.plot([0, *times], [0, *values], color=colour, linewidth=0.8, alpha=0.5)
         mean = [[sum(column) / len(column) for column in zip(*rows, strict=True)] for rows in (minutes, shares)]
         axes.plot([0, *mean[0]], [0, *mean[1]], color=colour, linewidth=2.2, marker="o", markersize=4, label=variant)
-    axes.set(xlabel="minutes of training on one CPU thread", ylabel="AP50", xlim=(0, None), ylim=(0, None))
+    axes.set(xlabel="CPU minutes of training", ylabel="AP50", xlim=(0, None), ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     unfinished = path.with_name(f"unfinished_{path.name}")
@@ -106,8 +112,8 @@ def draw(curves: dict[str, list[list[list[float]]]], path: Path) -> None:
 
 
 def table(curves: dict[str, list[list[list[float]]]]) -> str:
-    """A row for each variant: AP and AP50 at the end, of each seed, and pictures a second."""
-    rows = ["| | AP | AP50 | pictures/s |", "|---|---|---|---|"]
+    """A row for each variant: AP and AP50 at the end, of each seed, and pictures a CPU second."""
+    rows = ["| | AP | AP50 | pictures/CPU-s |", "|---|---|---|---|"]
     for variant, runs in curves.items():
         ends = [run[-1] for run in runs]
         cells = [

@@ -15,8 +15,8 @@ Each writes JPEG files and COCO JSON, for `load_detections` and `hf-attn train d
   licence), cut in tiles of 400 pixels; one photograph, of 279 crowns, is for validation.
 
 Backgrounds are pictures of Debian's packages mate-backgrounds and lomiri-wallpapers-20.04, every fourth of them for
-validation alone. Stamps stand only on photographs, some of lomiri-wallpapers-16.04 among them, and on none that shows
-flowers, fruit or animals itself.
+validation alone; `fashion --clouds` makes its own instead, on any system. Stamps stand only on photographs, some of
+lomiri-wallpapers-16.04 among them, and on none that shows flowers, fruit or animals itself.
 """
 
 import io
@@ -95,7 +95,7 @@ def backgrounds(
     if not apt_is_there():
         raise RuntimeError(
             "apt-get and dpkg-deb are not here, and the backgrounds come from Debian's packages "
-            f"{' and '.join(packages)}; make the scenes on another system"
+            f"{' and '.join(packages)}; make the scenes on another system, or those of fashion with --clouds"
         )
     photos = {}
     for package, part in packages.items():
@@ -108,6 +108,23 @@ def backgrounds(
     return [[photos[name] for name in names] for names in divided(list(photos), FOR_VALIDATION)]
 
 
+def clouds(number: int = 60, seed: int = 0) -> list[list[Image.Image]]:
+    """Pictures for training and for validation of coloured clouds, large ones with smaller ones in them."""
+    draw = np.random.default_rng(seed)
+    splits: list[list[Image.Image]] = []
+    for share in (1 - FOR_VALIDATION, FOR_VALIDATION):
+        pictures = []
+        for _ in range(round(share * number)):
+            levels = draw.uniform(40, 215, size=3) + np.zeros((BACKGROUND_SIDE // 4, BACKGROUND_SIDE // 4, 3))
+            for cells, depth in ((3, 60), (8, 40), (24, 25), (70, 15)):
+                coarse = Image.fromarray(draw.integers(0, 256, size=(cells, cells, 3), dtype=np.uint8))
+                smooth = np.asarray(coarse.resize(levels.shape[:2], Image.Resampling.BICUBIC), dtype=np.float32)
+                levels += (smooth / 127.5 - 1) * depth
+            pictures.append(Image.fromarray(levels.clip(0, 255).astype(np.uint8)))
+        splits.append(pictures)
+    return splits
+
+
 @app.command()
 def fashion(
     output: Annotated[Path, typer.Argument(help="Directory to write.")] = Path("data/scenes/fashion"),
@@ -116,12 +133,13 @@ def fashion(
     processes: Processes = 2,
     seed: int = 0,
     cache_dir: Cache = Path("data/cache"),
+    on_clouds: Annotated[bool, typer.Option("--clouds", help="On clouds of colour instead of photographs.")] = False,
 ) -> Path:
     """Items of Fashion-MNIST on photographs, 96 pixels."""
 
     with errors_in_one_line(False):
         scenes = {"train": train, "validation": validation}
-        return write_fashion_scenes(output, scenes, FASHION, None, seed, processes, cache_dir)
+        return write_fashion_scenes(output, scenes, FASHION, None, seed, processes, cache_dir, on_clouds)
 
 
 def write_fashion_scenes(
@@ -132,6 +150,7 @@ def write_fashion_scenes(
     seed: int = 0,
     processes: int = 2,
     cache_dir: Path = Path("data/cache"),
+    on_clouds: bool = False,
 ) -> Path:
     """Scenes for `train` and `validation` with items of Fashion-MNIST. `names` renames its classes, or joins some."""
     names = names or dict(zip(CLASS_NAMES, CLASS_NAMES, strict=True))
@@ -139,10 +158,9 @@ def write_fashion_scenes(
 
     def make_splits() -> dict[str, Split]:
         directory = prepare_fashion_mnist(cache_dir.parent / "fashion_mnist", cache_dir)
+        pictures = clouds() if on_clouds else backgrounds(cache_dir)
         splits = {}
-        for name, prefix, photos in zip(
-            ("train", "validation"), ("train", "t10k"), backgrounds(cache_dir), strict=True
-        ):
+        for name, prefix, photos in zip(("train", "validation"), ("train", "t10k"), pictures, strict=True):
             items = read_idx(directory / f"{prefix}-images-idx3-ubyte.gz", 3)
             labels = read_idx(directory / f"{prefix}-labels-idx1-ubyte.gz", 1)
             own = np.array([names[CLASS_NAMES[label]] for label in labels])
@@ -151,7 +169,8 @@ def write_fashion_scenes(
             splits[name] = Split(FashionCutouts(items[rows], own[rows].tolist()), photos)
         return splits
 
-    return write_scenes(output, scenes, make_splits, classes, composition, seed, processes, typer.echo)
+    name = "clouds" if on_clouds else "photographs"
+    return write_scenes(output, scenes, make_splits, classes, composition, seed, processes, typer.echo, name)
 
 
 @app.command()

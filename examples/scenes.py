@@ -70,6 +70,7 @@ def write_scenes(
     seed: int = 0,
     processes: int = 1,
     say: Callable[[str], None] = print,
+    backgrounds: str = "photographs",
 ) -> Path:
     """A directory with a folder of JPEG files and annotations/instances_<split>.json for each split.
 
@@ -80,11 +81,18 @@ def write_scenes(
         scenes: how many, by split.
         make_splits: fetches what the scenes of each split are made of.
         labels: the classes by number.
+        backgrounds: what they are, which is a setting too.
 
     Raises:
         ValueError: if the directory holds anything else.
     """
-    settings = {"composition": asdict(composition), "labels": list(labels), "seed": seed, "scenes": scenes}
+    settings = {
+        "composition": asdict(composition),
+        "labels": list(labels),
+        "backgrounds": backgrounds,
+        "seed": seed,
+        "scenes": scenes,
+    }
     if is_there(output_dir, settings):
         say(f"{output_dir}: the scenes are there")
         return output_dir

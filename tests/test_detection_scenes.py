@@ -369,6 +369,20 @@ def test_a_command_makes_scenes_once(kind: str, side: int, names: list[str], mir
     assert again.exit_code == 0 and "the scenes are there" in again.output and mirror.downloads == fetched
 
 
+def test_clouds_need_no_photographs_and_are_another_setting(mirror: Mirror, tmp_path: Path) -> None:
+    numbers = ("--train", "12", "--validation", "4", "--processes", "1", "--cache-dir", tmp_path / "cache")
+    result = run("fashion", tmp_path / "s", *numbers, "--clouds")
+    assert result.exit_code == 0, result.output
+    assert mirror.downloads and all("fashion-mnist" in package for package in mirror.downloads)
+    again = run("fashion", tmp_path / "s", *numbers)
+    assert again.exit_code == 1 and "was not made with these settings" in again.output
+    (train, validation), other = detection_scenes.clouds(8), detection_scenes.clouds(8, seed=1)
+    assert (len(train), len(validation)) == (6, 2)
+    assert np.asarray(train[0]).std() > 10  # not of one colour
+    pictures = [np.asarray(picture).tobytes() for picture in (*train, *validation, *other[0])]
+    assert len(set(pictures)) == len(pictures)
+
+
 def test_classes_may_be_joined(mirror: Mirror, tmp_path: Path) -> None:
     kinds = {name: "bag" if name == "bag" else "worn" for name in fashion_mnist.CLASS_NAMES}
     scenes, composition = {"train": 20, "validation": 4}, detection_scenes.FASHION
