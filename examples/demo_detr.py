@@ -54,8 +54,6 @@ def train(scenes: datasets.DatasetDict) -> DetrTrainingResult:
             num_queries=36,
             model_config={"encoder_layers": 1, "decoder_layers": 2},
             batch_size=8,
-            learning_rate=1e-3,
-            backbone_learning_rate=1e-3,
             scales=(COMPOSITION.side,),
             longest_edge=COMPOSITION.side,
             max_minutes=TRAINING_MINUTES,

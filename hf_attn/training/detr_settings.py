@@ -34,7 +34,12 @@ PRESETS = {
         "conditional attention with anchors (arXiv 2108.06152, 2201.12329), denoising (2203.01305), focal loss",
         config={
             "backbone": "resnet10t",
-            "backbone_kwargs": {"output_stride": 8, "channels": [48, 96, 192, 384], "stem_width": 24},
+            "backbone_kwargs": {
+                "output_stride": 8,
+                "channels": [48, 96, 192, 384],
+                "stem_width": 24,
+                "zero_init_last": False,  # blocks that begin as the identity begin to learn late
+            },
             "backbone_feature": -2,
             "hidden_size": 128,
             "encoder_layers": 2,
@@ -56,8 +61,9 @@ PRESETS = {
         settings={
             "num_train_epochs": 20,
             "batch_size": 16,
-            "learning_rate": 8e-4,
-            "backbone_learning_rate": 8e-4,
+            "learning_rate": 5e-4,
+            "backbone_learning_rate": 2e-3,
+            "max_grad_norm": 1.0,
             "warmup_steps": 100,
             "decay": "cosine",
             "decay_from": 0.3,
