@@ -109,15 +109,16 @@ def backgrounds(
 
 
 def clouds(number: int = 60, seed: int = 0) -> list[list[Image.Image]]:
-    """Pictures for training and for validation of coloured clouds, large ones with smaller ones in them."""
+    """Pictures for training and for validation of clouds, large ones with smaller ones in them."""
     draw = np.random.default_rng(seed)
     splits: list[list[Image.Image]] = []
     for share in (1 - FOR_VALIDATION, FOR_VALIDATION):
         pictures = []
         for _ in range(round(share * number)):
-            levels = draw.uniform(40, 215, size=3) + np.zeros((BACKGROUND_SIDE // 4, BACKGROUND_SIDE // 4, 3))
-            for cells, depth in ((3, 60), (8, 40), (24, 25), (70, 15)):
-                coarse = Image.fromarray(draw.integers(0, 256, size=(cells, cells, 3), dtype=np.uint8))
+            levels = draw.uniform(70, 185, size=3) + np.zeros((BACKGROUND_SIDE // 4, BACKGROUND_SIDE // 4, 3))
+            for cells, depth in ((3, 50), (8, 30), (24, 20), (70, 12)):
+                grey, colour = draw.uniform(-1, 1, (cells, cells, 1)), draw.uniform(-1, 1, (cells, cells, 3))
+                coarse = Image.fromarray((127.5 + 100 * grey + 27.5 * colour).astype(np.uint8))
                 smooth = np.asarray(coarse.resize(levels.shape[:2], Image.Resampling.BICUBIC), dtype=np.float32)
                 levels += (smooth / 127.5 - 1) * depth
             pictures.append(Image.fromarray(levels.clip(0, 255).astype(np.uint8)))
