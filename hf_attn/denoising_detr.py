@@ -46,7 +46,8 @@ def noised_queries(labels: list[dict[str, torch.Tensor]], config: AttnDetrConfig
 
     drawn = torch.randint_like(classes, config.num_labels)
     is_noised = torch.rand(classes.shape, device=device) < config.denoising_label_noise
-    noised_classes = torch.where(is_noised, drawn, classes).clamp(min=0)
+    # Wrong labels on a GPU are found later, by `loss_detr.match`, and until then must not be looked up
+    noised_classes = torch.where(is_noised, drawn, classes).clamp(0, config.num_labels - 1)
     halves = torch.cat([boxes[..., 2:], boxes[..., 2:]], dim=-1) / 2
     moves = (2 * torch.rand(boxes.shape, device=device) - 1) * config.denoising_box_noise
     edges = (cxcywh_to_xyxy(boxes) + moves * halves).clamp(0, 1)

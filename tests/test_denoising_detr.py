@@ -76,6 +76,13 @@ def test_that_share_of_the_classes_is_drawn_anew(noise):
     assert noised.classes[0].eq(4).all()
 
 
+def test_a_class_that_the_model_does_not_have_is_never_looked_up():
+    # on a GPU labels are checked after the forward pass, which a wrong index would have ended without a word of why
+    wrong = [{"class_labels": torch.tensor([500, 3]), "boxes": torch.full((2, 4), 0.5)}]
+    noised = noised_queries(wrong, settings(denoising_label_noise=0), "cpu")
+    assert noised.noised_classes.tolist() == [[8, 3, 8, 3]] and noised.classes.tolist() == [[500, 3, 500, 3]]
+
+
 def test_pictures_without_boxes_have_empty_slots_and_a_batch_without_boxes_one_a_group():
     noised = noised_queries([EMPTY, EMPTY], settings(groups=3), "cpu")
     assert noised.classes.tolist() == [[-1] * 3] * 2
