@@ -6,12 +6,13 @@ import time
 
 import datasets
 import pytest
+import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import pipeline
 
-from hf_attn import AttnDetrForObjectDetection, AttnViTBackbone
+from hf_attn import AttnDetrConfig, AttnDetrForObjectDetection, AttnViTBackbone
 from hf_attn.training.callbacks import ProgressEvent
 from hf_attn.training.detr import train_detr
 from hf_attn.training.detr_settings import DetrSettings
@@ -122,6 +123,100 @@ def test_a_base_model_keeps_its_head_for_the_same_classes_and_gets_another_for_o
     assert another.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert (another.class_head.weight - before.class_head.weight).abs().max() > 0.01
     torch.testing.assert_close(another.model.encoder.state_dict(), before.model.encoder.state_dict())
+
+
+def test_weights_that_are_there_are_never_fetched_again(tmp_path, monkeypatch):
+    make, asked = timm.create_model, []
+
+    def create_model(*args, pretrained=False, **kwargs):
+        asked.append(pretrained)
+        return make(*args, pretrained=False, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    settings = {**SETTINGS, "use_pretrained_backbone": True, "max_steps": 2, "eval_steps": None}
+    settings |= {"save_steps": 1, "warmup_steps": 0}
+    base = train_detr(few(), tmp_path / "base", **settings).output_dir
+    assert asked.count(True) == 1
+    train_detr(few(), base, resume=True, **{**settings, "max_steps": 3})
+    assert asked.count(True) == 1
+    tuned = {name: value for name, value in settings.items() if name not in ("preset", "model_config")}
+    del tuned["use_pretrained_backbone"]
+    for name, data in (("same", few()), ("other", renamed(few()))):
+        directory = train_detr(data, tmp_path / name, **{**tuned, "base_model": base}).output_dir
+        config = AttnDetrForObjectDetection.from_pretrained(directory).config
+        assert config.use_pretrained_backbone and config.frozen_batch_norm and config.frozen_stride == 4
+    assert asked.count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_queries": 7}, r"num_queries 7 is not the base model's 25, which its weights belong to"),
+        ({"conditional_attention": False}, r"conditional_attention False is not the base model's True"),
+        (
+            {"denoising_groups": 0},
+            r"denoising_groups 0 does not fit the base model, which has [0-9]+: it learned with",
+        ),
+        ({"model_config": {"decoder_layers": 9}}, r"decoder_layers 9 is not the base model's"),
+    ],
+)
+def test_another_shape_than_the_base_model_s_is_refused_before_anything_is_written(
+    trained, tmp_path, changed, message
+):
+    base = {"base_model": trained[0].output_dir, "preset": "fine_tuning"}
+    with pytest.raises(ValueError, match=message):
+        train_detr(few(), tmp_path / "run", **{**SETTINGS, "model_config": {}, **base, **changed})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_base_model_that_shall_learn_by_another_loss_gets_another_head(trained, tmp_path):
+    base = {"base_model": trained[0].output_dir, "preset": "fine_tuning", "class_loss": "cross_entropy"}
+    settings = {**SETTINGS, **base, "model_config": {}, "max_steps": 1, "eval_steps": None, "warmup_steps": 0}
+    model = AttnDetrForObjectDetection.from_pretrained(train_detr(few(), tmp_path / "run", **settings).output_dir)
+    assert model.class_head.out_features == len(SHAPES) + 1
+
+
+def test_batch_norm_that_learns_from_pictures_of_many_sizes_is_warned_of(tmp_path, caplog):
+    settings = {**SETTINGS, "scales": (24, 32), "max_steps": 1, "eval_steps": None, "warmup_steps": 0}
+    said = "batch norm learns, and normalises over pictures of one size; with 2 scales nearly each picture"
+    train_detr(few(), tmp_path / "frozen", **{**settings, "model_config": {**NARROW, "frozen_batch_norm": True}})
+    assert said not in caplog.text
+    train_detr(few(), tmp_path / "learns", **settings)
+    assert said in caplog.text
+
+
+def test_early_stopping_needs_boxes_to_go_by(tmp_path):
+    data = few()
+    data["validation"] = data["validation"].map(
+        lambda row: {"objects": {name: [] for name in row["objects"]}}, features=data["validation"].features
+    )
+    with pytest.raises(ValueError, match=r"no validation picture has a box, so early_stopping_patience has no AP"):
+        train_detr(data, tmp_path / "run", **SETTINGS, early_stopping_patience=2)
+    assert not (tmp_path / "run").exists()
+
+
+RECIPES = {
+    "plain": {"num_train_epochs": 300, "learning_rate": 1e-4, "backbone_learning_rate": 1e-5, "decay_from": 2 / 3},
+    "quick": {"num_train_epochs": 50, "learning_rate": 1e-4, "backbone_learning_rate": 1e-5, "decay_from": 0.8},
+}
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_recipes_are_the_papers(preset):
+    usual = {"weight_decay": 1e-4, "max_grad_norm": 0.1, "decay": "step", "crop": True, "flip": True}
+    usual |= {"warmup_steps": 0, "scales": tuple(range(480, 801, 32)), "longest_edge": 1333, "colour_jitter": 0.0}
+    settings = DetrSettings(preset=preset)
+    for name, value in {**usual, **RECIPES[preset]}.items():
+        assert getattr(settings, name) == value, name
+    config = settings.configuration(SHAPES)
+    expected = AttnDetrConfig(num_labels=len(SHAPES))
+    if preset == "plain":
+        assert {name: value for name, value in config.to_dict().items() if "label" not in name} == {
+            name: value for name, value in expected.to_dict().items() if "label" not in name
+        }
+    else:
+        switches = (config.conditional_attention, config.denoising_groups, config.class_loss, config.num_queries)
+        assert switches == (True, 5, "focal", 300) and config.position_temperature == 20
 
 
 def test_a_trained_vit_is_the_backbone_and_stays_as_it_is_at_rate_zero(tmp_path):

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from torch import nn
 from transformers import PrinterCallback, set_seed
+from transformers.utils import logging
 
 from hf_attn.configuration_detr import AttnDetrConfig
 from hf_attn.image_processing_detr import AttnDetrImageProcessor
@@ -40,6 +42,8 @@ from hf_attn.training.runs import (
 )
 from hf_attn.training.settings import open_run
 from hf_attn.training.vit_report import hardware
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -101,9 +105,11 @@ def train_detr(
     save_processor(processor, output_dir)
 
     set_seed(run.seed)
-    model = _starting_model(run, config)
+    goes_on = bool(complete_checkpoints(output_dir / "checkpoints"))
+    model = _without_fetching(config) if goes_on else _starting_model(run, config)
+    _warn_of_live_batch_norm(model, run)
     trainer = _trainer(model, processor, rows, output_dir, run, last, tell)
-    trainer.train(resume_from_checkpoint=bool(complete_checkpoints(output_dir / "checkpoints")))
+    trainer.train(resume_from_checkpoint=goes_on)
     save_model(trainer, output_dir)
 
     def evaluate(split: str) -> DetrEvaluation:
@@ -130,7 +136,8 @@ def _processor(run: DetrSettings) -> AttnDetrImageProcessor:
 def _starting_model(run: DetrSettings, config: AttnDetrConfig) -> AttnDetrForObjectDetection:
     """A new model, one with a trained backbone, or the base model.
 
-    The base model's class head stays only if it has the same classes in the same order; all else stays.
+    The base model's class head stays only if it has the same classes in the same order, and learned them by the same
+    loss; all else stays.
     """
     if run.base_model is None:
         model = AttnDetrForObjectDetection(config)
@@ -139,14 +146,36 @@ def _starting_model(run: DetrSettings, config: AttnDetrConfig) -> AttnDetrForObj
                 body = AttnViTBackbone.from_pretrained(run.backbone_model)
             model.model.backbone.body.load_state_dict(body.state_dict())
         return model
-    base_labels = AttnDetrConfig.from_pretrained(run.base_model).id2label
+    base = AttnDetrConfig.from_pretrained(run.base_model)
     with no_progress_bars():
-        if base_labels == config.id2label:
+        if (base.id2label, base.class_loss) == (config.id2label, config.class_loss):
             return AttnDetrForObjectDetection.from_pretrained(run.base_model, config=config)
-        model = AttnDetrForObjectDetection(config)
+        model = _without_fetching(config)
         body = AttnDetrModel.from_pretrained(run.base_model, config=config, ignore_mismatched_sizes=True)
     model.model.load_state_dict(body.state_dict())
     return model
+
+
+def _warn_of_live_batch_norm(model: AttnDetrForObjectDetection, run: DetrSettings) -> None:
+    body = model.model.backbone.body
+    has_batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in body.modules())
+    learns = has_batch_norm and run.backbone_learning_rate and not model.config.frozen_batch_norm
+    if learns and (len(run.scales) > 1 or run.crop):
+        logger.warning(
+            "The backbone's batch norm learns, and normalises over pictures of one size; with "
+            f"{len(run.scales)} scales{' and crops' if run.crop else ''} nearly each picture of a batch has a size of "
+            "its own, so that evaluation, by the mean of all, differs from training. use_pretrained_backbone=True "
+            "freezes batch norm; one scale and crop=False, or a backbone without it, such as convnext_tiny, do too."
+        )
+
+
+def _without_fetching(config: AttnDetrConfig) -> AttnDetrForObjectDetection:
+    """A model for weights that are there already, so that none of timm's are fetched."""
+    fetches, config.use_pretrained_backbone = config.use_pretrained_backbone, False
+    try:
+        return AttnDetrForObjectDetection(config)
+    finally:
+        config.use_pretrained_backbone = fetches
 
 
 def _trainer(

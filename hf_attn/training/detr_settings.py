@@ -131,6 +131,22 @@ PRESETS = {
     ),
 }
 
+# What the weights of a base model belong to
+SHAPE = (
+    "backbone",
+    "backbone_feature",
+    "num_channels",
+    "hidden_size",
+    "num_attention_heads",
+    "encoder_layers",
+    "decoder_layers",
+    "intermediate_size",
+    "num_queries",
+    "position_temperature",
+    "position_scale",
+    "conditional_attention",
+)
+
 # What a preset that does not say otherwise has
 USUAL = {
     "weight_decay": 1e-4,
@@ -289,7 +305,19 @@ class DetrSettings(TrainingSettings):
                 shape = {name: value for name, value in shape.items() if not name.startswith("backbone")}
             return AttnDetrConfig(**{**shape, **fields})
         base = read_base_config(self.base_model, AttnDetrConfig.model_type, "train_detr")
-        return AttnDetrConfig(**{**base.to_diff_dict(), **fields})
+        config = AttnDetrConfig(**{**base.to_diff_dict(), **fields})
+        for name in SHAPE:
+            if getattr(config, name) != getattr(base, name):
+                raise ValueError(
+                    f"{name} {getattr(config, name)!r} is not the base model's {getattr(base, name)!r}, which its "
+                    "weights belong to; leave it out, or train without base_model"
+                )
+        if bool(config.denoising_groups) != bool(base.denoising_groups):
+            raise ValueError(
+                f"denoising_groups {config.denoising_groups} does not fit the base model, which has "
+                f"{base.denoising_groups}: it learned with or without them; leave it out, or train without base_model"
+            )
+        return config
 
     def count_weights(self, data: datasets.DatasetDict) -> int:
         with torch.device("meta"):
@@ -307,3 +335,8 @@ def check_detection_data(data: datasets.DatasetDict, settings: DetrSettings) -> 
         check_detection_columns(split, name)
     if not any(count_boxes(data["train"]).values()):
         raise ValueError("no training picture has a box, so there is nothing to learn; check the annotations")
+    if settings.early_stopping_patience and not any(count_boxes(data["validation"]).values()):
+        raise ValueError(
+            "no validation picture has a box, so early_stopping_patience has no AP to go by; check the annotations, "
+            "or leave it out"
+        )
