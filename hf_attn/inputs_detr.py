@@ -42,6 +42,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.frozen_batch_norm = bool(config.frozen_batch_norm)
         self.frozen_stride = config.frozen_stride or 0
+        self.is_frozen = False
         self.is_vit = config.backbone_config is not None
         self.body: Any
         self.channels: int
@@ -58,6 +59,9 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
+        if self.is_frozen:
+            self.body.eval().requires_grad_(False)
+            return self
         if self.frozen_stride and not self.is_vit:
             _freeze_up_to_stride(self.body, self.frozen_stride)
         if self.frozen_batch_norm:
@@ -65,6 +69,11 @@ class Backbone(nn.Module):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval().requires_grad_(False)
         return self
+
+    def freeze(self) -> None:
+        """Let nothing of it learn or change any more: no weights, no statistics of batch norm, nothing dropped."""
+        self.is_frozen = True
+        self.train(self.training)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) → (batch, feature channels, rows, columns)"""
@@ -88,8 +97,9 @@ def _timm_body(config: AttnDetrConfig) -> nn.Module:
     try:
         import timm
     except ImportError as error:
+        missing = "torchvision of the same release as torch" if error.name == "torchvision" else "timm"
         raise ImportError(
-            f"the backbone {config.backbone} is of timm, which cannot be imported ({error}): pip install timm"
+            f"the backbone {config.backbone} is of timm, which cannot be imported ({error}): install {missing}"
         ) from error
     if not timm.is_model(config.backbone.split(".")[0]):  # nor a place on the Hub, where loading would have to ask
         near = ", ".join(timm.list_models(f"*{config.backbone.split('/')[-1][:6]}*")[:8])
@@ -105,6 +115,12 @@ def _timm_body(config: AttnDetrConfig) -> nn.Module:
             **(config.backbone_kwargs or {}),
         )
     except (IndexError, AssertionError, TypeError, RuntimeError) as error:
+        if config.use_pretrained_backbone and any(word in str(error) for word in ("retrained", "state_dict")):
+            raise ValueError(
+                f"timm has no pretrained weights of {config.backbone} with backbone_kwargs "
+                f"{config.backbone_kwargs or {}} ({error}); leave use_pretrained_backbone out, or choose one of "
+                "timm.list_models(pretrained=True)"
+            ) from error
         raise ValueError(
             f"timm's {config.backbone} gives no feature map {config.backbone_feature} with backbone_kwargs "
             f"{config.backbone_kwargs or {}} ({error}); see timm.create_model(name, features_only=True).feature_info"

@@ -1,5 +1,6 @@
 """What DETR's encoder reads: tokens of each picture's own, at the authors' positions, from any backbone."""
 
+import builtins
 import sys
 
 import pytest
@@ -95,6 +96,10 @@ def test_grey_pictures():
         ({"backbone_feature": 7}, r"timm's resnet10t gives no feature map 7 .*feature_info"),
         ({"backbone_kwargs": {"stem_widht": 3}}, r"with backbone_kwargs \{'stem_widht': 3\} .*stem_widht"),
         ({"backbone": "resnet18.nobodys", "backbone_kwargs": {}}, r"timm's resnet18.nobodys .*Invalid pretrained tag"),
+        (
+            {"backbone": "resnetblur18", "backbone_kwargs": {}, "use_pretrained_backbone": True},
+            r"timm has no pretrained weights of resnetblur18 .* leave use_pretrained_backbone out, or choose one",
+        ),
     ],
 )
 def test_what_timm_cannot_make_is_named_with_the_remedy(fields, message):
@@ -104,7 +109,20 @@ def test_what_timm_cannot_make_is_named_with_the_remedy(fields, message):
 
 def test_without_timm_the_message_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ImportError, match=r"the backbone resnet10t is of timm, .* pip install timm"):
+    with pytest.raises(ImportError, match=r"the backbone resnet10t is of timm, .* install timm"):
+        tiny_detr()
+
+
+def test_without_what_timm_needs_the_message_names_that(monkeypatch):
+    load = builtins.__import__
+
+    def without_torchvision(name, *arguments, **more):
+        if name == "timm":
+            raise ModuleNotFoundError("No module named 'torchvision'", name="torchvision")
+        return load(name, *arguments, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without_torchvision)
+    with pytest.raises(ImportError, match=r"No module named 'torchvision'\): install torchvision of the same release"):
         tiny_detr()
 
 

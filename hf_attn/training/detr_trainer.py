@@ -1,7 +1,6 @@
 """Trainer for detectors: DETR's optimizer and schedule, a loss exact under accumulation, AP in each evaluation."""
 
 import functools
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,12 +51,12 @@ class DetrTrainer(PictureTrainer):
     ):
         super().__init__(*args, **kwargs)
         if self.args.backbone_learning_rate == 0:
-            self.model.model.backbone.requires_grad_(False)  # no need for gradients that would move nothing
+            self.model.model.backbone.freeze()
         self.names = list(names or (self.model.config.id2label[i] for i in range(self.model.config.num_labels)))
         self.drawings = None if drawings is None else Path(drawings)
-        self._tokens_of: dict[tuple[int, int], int] = {}
-        self.terms: dict[str, torch.Tensor | float] = defaultdict(float)
-        self.steps_of_terms = 0
+        self.terms: dict[str, torch.Tensor] = {}  # sums since they were logged, of this process's batches
+        self.steps_of_terms = self.batches_of_terms = 0
+        self.tokens = 0  # of the last batch, padding included
 
     # Training
 
@@ -69,6 +68,7 @@ class DetrTrainer(PictureTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """(3,) boxes, those that find a query, and pictures, of all batches of one optimizer step of all processes."""
+        self.steps_of_terms += 1
         labels = [label for batch in batch_samples for label in batch["labels"]]
         items = count_items(labels, self.model.config.num_queries).to(device)
         return self.accelerator.reduce(items, "sum") if self.args.world_size > 1 else items
@@ -78,29 +78,29 @@ class DetrTrainer(PictureTrainer):
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
+            self.batches_of_terms += 1
+            self.tokens = outputs.encoder_last_hidden_state.shape[:2].numel()
             for name in LOGGED:
                 if name in outputs.loss_dict:
-                    self.terms[name] += outputs.loss_dict[name].detach()
+                    self.terms[name] = self.terms.get(name, 0) + outputs.loss_dict[name].detach()
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        steps = self.state.global_step - self.steps_of_terms
-        if "loss" in logs and steps:
+        if "loss" in logs and self.terms:
+            sums = {**self.terms, "batches": torch.tensor(float(self.batches_of_terms), device=self.args.device)}
+            if self.args.world_size > 1:
+                sums = self.accelerator.reduce(sums, "sum")
             # Parts of a step add up to it where they are shares of its boxes; class_error is a mean of its own
-            batches = {"class_error": steps * self.args.gradient_accumulation_steps}
-            logs.update({name: float(value) / batches.get(name, steps) for name, value in self.terms.items()})
+            numbers = {"class_error": float(sums.pop("batches"))}
+            logs.update({name: float(sum_) / numbers.get(name, self.steps_of_terms) for name, sum_ in sums.items()})
             self.terms.clear()
-            self.steps_of_terms = self.state.global_step
+            self.steps_of_terms = self.batches_of_terms = 0
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
-        """Of the matrix products of the encoder's weights with the tokens of all pictures, forward and back; backbone
-        and decoder are not counted."""
-        pictures, _, height, width = inputs["pixel_values"].shape
-        if (height, width) not in self._tokens_of:
-            rows, columns = self.model.model.feature_grid(height, width)
-            self._tokens_of[height, width] = rows * columns
-        return self._flops_per_token * pictures * self._tokens_of[height, width]
+        """Of the matrix products of the encoder's weights with the tokens of the last batch, forward and back;
+        backbone and decoder are not counted."""
+        return self._flops_per_token * self.tokens
 
     @functools.cached_property
     def _flops_per_token(self) -> int:
