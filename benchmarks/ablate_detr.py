@@ -49,17 +49,18 @@ def train(data: Path, variant: str, seed: int, steps: int, pictures: int, output
     from hf_attn.training.detection_data import load_detections
     from hf_attn.training.detr import train_detr
 
-    seconds, last = 0.0, time.process_time()
+    seconds = 0.0
+    last: float | None = None
 
     def add_time(event: ProgressEvent) -> None:
         nonlocal seconds, last
         now = time.process_time()
-        if event.stage == "train":
+        if event.stage == "train" and last is not None:
             seconds += now - last
-        last = now
+        last = now  # from the first step on
 
     scenes, _ = load_detections(data, test_share=0)
-    scenes["validation"] = scenes["validation"].select(range(pictures))
+    scenes["validation"] = scenes["validation"].select(range(min(pictures, len(scenes["validation"]))))
     shutil.rmtree(output, ignore_errors=True)  # of a run that was stopped, whose time is not known
     result = train_detr(
         scenes,
@@ -80,8 +81,18 @@ def train(data: Path, variant: str, seed: int, steps: int, pictures: int, output
             share = entry["step"] / training["steps"]
             curve.append((share * training["pictures"], share * seconds, entry["eval_ap"], entry["eval_ap50"]))
     unfinished = output / f"{FILE}.tmp"
-    unfinished.write_text(json.dumps(curve))
+    unfinished.write_text(json.dumps({"steps": steps, "pictures": pictures, "curve": curve}))
     unfinished.rename(output / FILE)
+
+
+def finished(output: Path, steps: int, pictures: int) -> list[list[float]] | None:
+    """The curve of a run that is complete."""
+    if not (output / FILE).exists():
+        return None
+    stored = json.loads((output / FILE).read_text())
+    if (stored["steps"], stored["pictures"]) != (steps, pictures):
+        raise ValueError(f"{output} is of {stored['steps']} steps and {stored['pictures']} pictures; delete it")
+    return stored["curve"]
 
 
 def run_in_a_process(arguments: list[str], output: Path) -> None:
@@ -89,7 +100,7 @@ def run_in_a_process(arguments: list[str], output: Path) -> None:
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    print(f"{output.name}: AP50 {json.loads((output / FILE).read_text())[-1][3]:.3f}", flush=True)
+    print(f"{output.name}: AP50 {json.loads((output / FILE).read_text())['curve'][-1][3]:.3f}", flush=True)
 
 
 def draw(curves: dict[str, list[list[list[float]]]], path: Path) -> None:
@@ -130,7 +141,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Directory for the runs, the table and the plot.")] = Path(
         "runs/ablation"
     ),
-    steps: Annotated[int, typer.Option(help="Of 16 pictures, for each run.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Of 16 pictures, for each run.", min=200)] = 1000,
     seeds: Annotated[int, typer.Option(help="Runs of each variant.")] = 2,
     pictures: Annotated[int, typer.Option(help="Validation scenes.")] = 300,
     processes: Annotated[int, typer.Option(help="Runs at once.")] = 2,
@@ -147,14 +158,14 @@ def main(
         waiting = []
         for variant, seed in runs:
             name = f"{variant}-{seed}"
-            if not (output / name / FILE).exists():
+            if finished(output / name, steps, pictures) is None:
                 numbers = ["--steps", str(steps), "--pictures", str(pictures), "--only", name]
                 arguments = [str(data), "--output", str(output), *numbers]
                 waiting.append(pool.submit(run_in_a_process, arguments, output / name))
         for one in waiting:
             one.result()
     curves = {
-        variant: [json.loads((output / f"{variant}-{seed}" / FILE).read_text()) for seed in range(seeds)]
+        variant: [finished(output / f"{variant}-{seed}", steps, pictures) for seed in range(seeds)]
         for variant in VARIANTS
     }
     print(table(curves))

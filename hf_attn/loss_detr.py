@@ -85,6 +85,7 @@ def detr_loss(
         class_weight = number
         if config.class_loss != "focal":  # the weights of all queries
             class_weight = matched + config.eos_coefficient * (logits.shape[2] * pictures - matched)
+            class_weight = class_weight.clamp(min=1e-6)  # 0 where nothing counts
         found = _terms(logits, boxes, classes, targets, config, number, class_weight)
         loss = _weighted(found, config)
         terms = _named(found, "")
@@ -360,8 +361,10 @@ def _picture(label: Mapping[str, torch.Tensor], place: int) -> str:
     """What a message calls it; only for messages, for it reads a value."""
     if "image_id" not in label:
         return f"picture number {place}"
-    image_id = label["image_id"]
-    return f"picture image_id {image_id.flatten()[0].item() if isinstance(image_id, torch.Tensor) else image_id}"
+    own = label["image_id"]
+    return "picture image_id " + ", ".join(
+        map(str, own.flatten().tolist() if isinstance(own, torch.Tensor) else [own])
+    )
 
 
 def _check_values(labels: Labels, padded: Padded, num_labels: int) -> None:

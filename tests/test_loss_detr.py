@@ -348,6 +348,14 @@ def labelled(classes, boxes, **more):
     return [{"class_labels": torch.tensor(classes), "boxes": torch.tensor(boxes), **more}]
 
 
+def test_where_nothing_counts_the_loss_is_zero():
+    logits, boxes = predictions(2, CLASSES + 1)
+    loss, terms = detr_loss(logits, boxes, 2 * labelled([], torch.zeros(0, 4).tolist()), settings(eos_coefficient=0))
+    assert loss == 0 and terms["loss_ce"] == 0
+    loss.backward()
+    assert not logits.grad.any() and not boxes.grad.any()
+
+
 BOX = [0.5, 0.5, 0.2, 0.2]
 
 
@@ -355,6 +363,7 @@ BOX = [0.5, 0.5, 0.2, 0.2]
     ("labels", "message"),
     [
         (labelled([5], [BOX], image_id=torch.tensor([7])), 'label 5 of picture image_id 7.*"no object".*Subtract'),
+        (labelled([5], [BOX], image_id=torch.tensor([])), "label 5 of picture image_id"),
         (labelled([9], [BOX]), "class label 9 of picture number 0.*not in 0..4.*set num_labels"),
         (labelled([-1], [BOX]), "class label -1"),
         (labelled([1.0], [BOX]), "whole numbers"),

@@ -133,6 +133,28 @@ def test_queries_have_no_order(variant):
     assert_close(after.pred_boxes, before.pred_boxes[:, order], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["plain", "conditional"])
+def test_dropout_falls_where_the_paper_s_does(variant, monkeypatch):
+    """Behind each attention, within the feed-forward layer and behind it: here it leaves nothing."""
+    model = tiny_detr(**DETR_VARIANTS[variant], dropout=0.3, frozen_batch_norm=True).train()
+    encoder, decoder = model.model.encoder.layers[0], model.model.decoder.layers[0]
+    rates = []
+
+    def drop_all(x, p=0.5, training=True, inplace=False):
+        rates.append(p)
+        return 0 * x
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", drop_all)
+    x, positions, memory = torch.randn(3, 2, 7, 32)
+    assert_close(encoder(x, positions), encoder.feed_forward_norm(encoder.self_attention_norm(x)))
+    assert rates == 3 * [0.3]
+    found = decoder(x, positions, positions, memory, positions)
+    assert_close(found, decoder.feed_forward_norm(decoder.cross_attention_norm(decoder.self_attention_norm(x))))
+    assert rates == 7 * [0.3]
+    for layer in (encoder, decoder):
+        assert_close(layer.feed_forward(x), layer.feed_forward.down_proj.bias.expand_as(x))
+
+
 def test_dropout_is_for_training_alone():
     model = tiny_detr(dropout=0.1, attention_dropout=0.1, frozen_batch_norm=True)
     pixels = torch.randn(1, 3, 64, 64)
