@@ -15,7 +15,7 @@ Each writes JPEG files and COCO JSON, for `load_detections` and `hf-attn train d
   licence), cut in tiles of 400 pixels; one photograph, of 279 crowns, is for validation.
 
 Backgrounds are pictures of Debian's packages mate-backgrounds and lomiri-wallpapers-20.04, every fourth of them for
-validation alone; `fashion --clouds` makes its own instead, on any system. Stamps stand only on photographs, some of
+validation alone; `fashion --clouds` makes its own instead. Stamps stand only on photographs, some of
 lomiri-wallpapers-16.04 among them, and on none that shows flowers, fruit or animals itself.
 """
 
