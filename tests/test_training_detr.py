@@ -231,6 +231,9 @@ def test_a_trained_vit_is_the_backbone_and_stays_as_it_is_at_rate_zero(tmp_path)
     expected = AttnViTBackbone.from_pretrained(tmp_path / "vit").state_dict()
     assert body.keys() == expected.keys()
     assert all(torch.equal(weight, expected[name]) for name, weight in body.items())
+    card = (result.output_dir / "README.md").read_text()
+    assert "on the trained backbone vit with the package" in card and str(tmp_path) not in card
+    assert "| backbone | Vision Transformer, 2 layers of width 16, patches 8 |" in card
 
 
 def test_what_a_preset_says_of_its_backbone_is_not_said_of_another():

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 
 from hf_attn.configuration_detr import AttnDetrConfig
+from hf_attn.configuration_vit import AttnViTConfig
 from hf_attn.image_processing_detr import AttnDetrImageProcessor
 from hf_attn.modeling_detr import AttnDetrForObjectDetection, AttnDetrModel
 from hf_attn.modeling_vit import AttnViTBackbone
@@ -254,13 +255,17 @@ def _report(
     split, test = next(iter(evaluations.items()), (None, None))
     if split is not None and test is not None:
         draw_sample(test, data[split], output_dir / "sample.png")
+    config = trainer.model.config
     names = ["backbone", "hidden_size", "encoder_layers", "decoder_layers", "num_attention_heads", "num_queries"]
+    fields = shape(config, AttnDetrConfig(), names)
+    if fields.pop("backbone_config", None) is not None:
+        fields["backbone"] = _vit_in_words(config.backbone_config)
     write_detr_card(
         output_dir,
         model_name=output_dir.absolute().name,
-        config=shape(trainer.model.config, AttnDetrConfig(), names),
+        config=fields,
         parameters=parameters,
-        recipe=recipe(run, PRESETS[run.preset].source),
+        recipe={**recipe(run, PRESETS[run.preset].source), "trained_backbone": _trained_backbone(run, config)},
         settings=_card_settings(run),
         pictures={split: len(pictures) for split, pictures in data.items()},
         training_boxes=count_boxes(data["train"]),
@@ -272,6 +277,18 @@ def _report(
     )
     tell(ProgressEvent("done", 1, 1, "runs"))
     return DetrTrainingResult(output_dir, metrics, trainer.state.log_history, test)
+
+
+def _vit_in_words(settings: dict[str, Any]) -> str:
+    vit = AttnViTConfig(**settings)
+    return f"Vision Transformer, {vit.num_hidden_layers} layers of width {vit.hidden_size}, patches {vit.patch_size}"
+
+
+def _trained_backbone(run: DetrSettings, config: AttnDetrConfig) -> str:
+    """The name of the backbone, if a new detector was put on one that had learned already."""
+    if run.backbone_model is not None:  # a directory's place on this disk is nobody's business
+        return Path(run.backbone_model).absolute().name if Path(run.backbone_model).is_dir() else run.backbone_model
+    return f"{config.backbone} of timm" if run.use_pretrained_backbone else ""
 
 
 def _card_settings(run: DetrSettings) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def write_detr_card(
     Args:
         config: the shape of the model.
         recipe: `preset` and `source`; where the model goes on from another, that one's name, `goes_on_from`, and if it
-            is on the Hub its id, `base_model`.
+            is on the Hub its id, `base_model`; where only its backbone had learned, that one's, `trained_backbone`.
         settings: of the run.
         pictures: how many each split has.
         training_boxes: how many of each class were trained on, by name.
