@@ -10,6 +10,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .configuration_checks import check_counts, check_given, check_parameters
+
 CLASS_LOSSES = ("cross_entropy", "focal")
 COUNTS = (
     "hidden_size",
@@ -90,6 +92,7 @@ class AttnDetrConfig(PreTrainedConfig):
     focal_gamma: float | int = 2.0
 
     def __post_init__(self, **kwargs):
+        check_given(self, kwargs)
         if self.frozen_batch_norm is None:
             self.frozen_batch_norm = self.use_pretrained_backbone
         if self.frozen_stride is None:
@@ -103,9 +106,9 @@ class AttnDetrConfig(PreTrainedConfig):
         return self.num_labels + (self.class_loss == "cross_entropy")
 
     def _check(self) -> None:
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        check_counts(self, COUNTS)
+        layers = self.encoder_layers + self.decoder_layers
+        check_parameters(self.num_queries, layers, self.hidden_size, self.intermediate_size)
         for name in RATES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1)")

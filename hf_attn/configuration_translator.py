@@ -4,6 +4,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .configuration_checks import check_counts, check_given, check_parameters
+
 SIZES = (
     "vocab_size",
     "decoder_vocab_size",
@@ -57,6 +59,7 @@ class AttnTranslatorConfig(PreTrainedConfig):
     decoder_start_token_id: int = 0
 
     def __post_init__(self, **kwargs):
+        check_given(self, kwargs)
         if self.decoder_vocab_size is None:
             self.decoder_vocab_size = self.vocab_size
         self._check()
@@ -68,9 +71,9 @@ class AttnTranslatorConfig(PreTrainedConfig):
         return self.decoder_vocab_size or self.vocab_size
 
     def _check(self) -> None:
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        check_counts(self, SIZES)
+        words, layers = self.vocab_size + self.target_vocab_size, self.encoder_layers + self.decoder_layers
+        check_parameters(words, layers, self.hidden_size, self.intermediate_size)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"

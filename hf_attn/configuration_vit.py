@@ -3,11 +3,14 @@
 Beside each switch stands a family of released checkpoints that needs it.
 """
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneConfigMixin
 
+from .configuration_checks import check_counts, check_given, check_parameters
 from .loss_vit import PROBLEMS
 
 Size = int | list[int] | tuple[int, int]
@@ -65,11 +68,12 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        chosen = {name: kwargs.pop(name, None) for name in ("out_indices", "out_features")}  # of a backbone
+        kwargs.pop("stage_names", None)  # which follow from the number of layers
+        check_given(self, kwargs)
         self._check()
         self.stage_names = ["stem", *(f"stage{layer}" for layer in range(1, self.num_hidden_layers + 1))]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
+        self.set_output_features_output_indices(**chosen)
         super().__post_init__(**kwargs)
 
     @property
@@ -94,9 +98,7 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
         return int(self.class_token) + self.num_register_tokens
 
     def _check(self) -> None:
-        for name in COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        check_counts(self, COUNTS)
         if not self.layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps {self.layer_norm_eps} is not above 0")
         if self.num_register_tokens < 0:
@@ -129,6 +131,9 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
             if min(height_and_width(size)) < 1:
                 raise ValueError(f"{name} {size} is not at least 1")
         check_divisible(self.image_shape, self.patch_shape, self.pad_to_patch, "image_size")
+        kernel = math.prod(self.patch_shape) * self.num_channels
+        embedded = math.prod(self.grid_shape) + self.num_register_tokens + kernel
+        check_parameters(embedded, self.num_hidden_layers, self.hidden_size, self.intermediate_size)
 
 
 def height_and_width(size: Size) -> tuple[int, int]:

@@ -6,6 +6,7 @@ zero targets + learned queries (b, 100, d) → decoder, every layer kept (6, b, 
 """
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -37,12 +38,16 @@ from .layers_detr import (
 from .loss_detr import Denoising, check_labels, detr_loss
 from .outputs_detr import AttnDetrModelOutput, AttnDetrObjectDetectionOutput, DetrDecoderOutput
 from .positions import fraction_sinusoids
+from .self_contained import SelfContained
+
+if TYPE_CHECKING:  # for transformers, which takes along to a repository what it finds named so: the pipeline's file
+    from .pipeline_detection import DetectionPipeline  # noqa: F401
 
 ANCHOR_SIDE = 0.25  # with which anchors begin, as a share of the picture's
 PLACE_SCORE = 8.0  # of an anchor and the token at its very place, before softmax, with which reading begins
 
 
-class AttnDetrPreTrainedModel(PreTrainedModel):
+class AttnDetrPreTrainedModel(SelfContained, PreTrainedModel):
     config: AttnDetrConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -216,6 +221,8 @@ class DetrDecoder(AttnDetrPreTrainedModel):
 
 class AttnDetrModel(AttnDetrPreTrainedModel):
     """Backbone, encoder and decoder, up to the boxes; the classes are left to the head."""
+
+    _keys_to_ignore_on_load_unexpected = ["class_head"]
 
     def __init__(self, config: AttnDetrConfig):
         super().__init__(config)

@@ -5,6 +5,7 @@ target ids (b, t) → words·√d + sinusoids (b, t, d) → decoder layers, read
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -30,6 +31,10 @@ from .configuration_translator import AttnTranslatorConfig
 from .generation_translator import TranslatorGeneration
 from .inputs_translator import WordsInPlaces, check_ids, embed_words, padding_mask, shift_right
 from .loss_translator import IGNORED, label_smoothed_loss
+from .self_contained import SelfContained
+
+if TYPE_CHECKING:  # for transformers, which takes along to a repository what it finds named so: the pipeline's file
+    from .pipeline_translation import TranslationPipeline  # noqa: F401
 
 
 class FeedForward(nn.Module):
@@ -108,7 +113,7 @@ class TranslatorDecoderLayer(GradientCheckpointingLayer):
         return self.feed_forward_add_norm(x, self.feed_forward)
 
 
-class AttnTranslatorPreTrainedModel(PreTrainedModel):
+class AttnTranslatorPreTrainedModel(SelfContained, PreTrainedModel):
     config: AttnTranslatorConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

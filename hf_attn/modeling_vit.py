@@ -26,6 +26,7 @@ from .attention import MultiHeadAttention
 from .configuration_vit import AttnViTConfig
 from .inputs_vit import ViTEmbeddings
 from .loss_vit import classification_loss
+from .self_contained import SelfContained
 
 
 class FeedForward(nn.Module):
@@ -114,7 +115,7 @@ class Classifier(nn.Linear):
     """Begins at zero; a class of its own, for modules without parameters of their own are never initialised."""
 
 
-class AttnViTPreTrainedModel(PreTrainedModel):
+class AttnViTPreTrainedModel(SelfContained, PreTrainedModel):
     config: AttnViTConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"

@@ -71,7 +71,6 @@ def _flat(pictures: Any) -> Iterator[torch.Tensor]:
 def register_detection_pipeline() -> None:
     """Make `pipeline("object-detection")` mean `DetectionPipeline`.
 
-    Only the class of the task is exchanged. `register_pipeline` would warn, forget the task's default model, and have
-    a saved pipeline carry its code, which is then run only with `trust_remote_code=True`.
+    Only the class of the task is exchanged: `register_pipeline` would warn, and forget the task's default model.
     """
     pipelines.PIPELINE_REGISTRY.supported_tasks["object-detection"]["impl"] = DetectionPipeline

@@ -352,7 +352,7 @@ class TranslationPipeline(Pipeline):
     # --- saving ----------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Model, tokenizer, and this code for those without the package; they call the task "text-translation"."""
+        """Model, tokenizer, and the code of both and of this pipeline, for those without the package."""
         super().save_pretrained(save_directory, **kwargs)
         save_tokenizer(self.tokenizer, save_directory)
 
@@ -388,16 +388,13 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def register_translation_pipeline() -> None:
-    """Make `pipeline("translation")` and `pipeline("text-translation")` mean `TranslationPipeline`.
+    """Make `pipeline("translation")` mean `TranslationPipeline`.
 
-    transformers refuses the name "translation" since version 5, so it is taken off the list of what is refused. A
-    saved pipeline carries its code under the name registered last, and carried code is run only with
-    `trust_remote_code=True`: that is the second name, so that the first needs none where this package is imported.
+    transformers refuses the name since version 5, so it is taken off the list of what is refused.
     """
     pipelines.REMOVED_TASKS.pop("translation", None)
-    for task in ("translation", "text-translation"):
-        registered = pipelines.PIPELINE_REGISTRY.supported_tasks.get(task, {})
-        if registered.get("impl") is not TranslationPipeline:
-            pipelines.PIPELINE_REGISTRY.register_pipeline(
-                task, pipeline_class=TranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
-            )
+    registered = pipelines.PIPELINE_REGISTRY.supported_tasks.get("translation", {})
+    if registered.get("impl") is not TranslationPipeline:
+        pipelines.PIPELINE_REGISTRY.register_pipeline(
+            "translation", pipeline_class=TranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
+        )

@@ -17,7 +17,7 @@ from hf_attn.configuration_detr import AttnDetrConfig
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.configuration_vit import AttnViTConfig
 from hf_attn.image_processing_detr import IMAGE_PROCESSORS as DETR_IMAGE_PROCESSORS
-from hf_attn.image_processing_vit import IMAGE_PROCESSORS
+from hf_attn.image_processing_vit import IMAGE_PROCESSORS as VIT_IMAGE_PROCESSORS
 from hf_attn.modeling_detr import AttnDetrForObjectDetection, AttnDetrModel
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
 from hf_attn.modeling_vit import (
@@ -26,10 +26,10 @@ from hf_attn.modeling_vit import (
     AttnViTForMaskedImageModeling,
     AttnViTModel,
 )
-from hf_attn.pipeline_detection import register_detection_pipeline
-from hf_attn.pipeline_translation import register_translation_pipeline
+from hf_attn.pipeline_detection import DetectionPipeline, register_detection_pipeline
+from hf_attn.pipeline_translation import TranslationPipeline, register_translation_pipeline
 
-MODELS: dict[Any, dict[Any, type]] = {
+MODELS: dict[Any, dict[Any, Any]] = {
     AttnTranslatorConfig: {
         AutoModel: AttnTranslatorModel,
         AutoModelForSeq2SeqLM: AttnTranslatorForConditionalGeneration,
@@ -47,13 +47,38 @@ MODELS: dict[Any, dict[Any, type]] = {
 }
 
 
+PROCESSORS: dict[Any, dict[str, Any]] = {AttnViTConfig: VIT_IMAGE_PROCESSORS, AttnDetrConfig: DETR_IMAGE_PROCESSORS}
+# Those that take the place of transformers' own: task, class, the automatic class of its model, and what it reads
+PIPELINES: dict[Any, tuple[str, type, type, str]] = {
+    AttnTranslatorConfig: ("translation", TranslationPipeline, AutoModelForSeq2SeqLM, "text"),
+    AttnDetrConfig: ("object-detection", DetectionPipeline, AutoModelForObjectDetection, "multimodal"),
+}
+
+
 def register_all() -> None:
-    """Register every model and pipeline of this package; a second time changes nothing."""
+    """Register every model, processor and pipeline of this package; a second time changes nothing.
+
+    They are registered to be saved with their code, too, for those who load them without this package.
+    """
     for config, models in MODELS.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
         for auto_class, model in models.items():
             auto_class.register(config, model, exist_ok=True)
-    AutoImageProcessor.register(AttnViTConfig, image_processor_classes=IMAGE_PROCESSORS, exist_ok=True)
-    AutoImageProcessor.register(AttnDetrConfig, image_processor_classes=DETR_IMAGE_PROCESSORS, exist_ok=True)
+            model.register_for_auto_class(auto_class.__name__)
+            model.auto_map = {"AutoConfig": _reference(config)}
+            model.auto_map |= {each.__name__: _reference(one) for each, one in models.items()}
+            if config in PIPELINES:
+                task, pipeline, of_model, kind = PIPELINES[config]
+                said = {"impl": _reference(pipeline), "pt": [of_model.__name__], "type": kind}
+                model.custom_pipelines = {task: said}
+    for config, processors in PROCESSORS.items():
+        AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
+        for processor in processors.values():
+            processor.register_for_auto_class("AutoImageProcessor")
     register_detection_pipeline()
     register_translation_pipeline()
+
+
+def _reference(named: type) -> str:
+    """As transformers names a class of a repository: module.Class, for all files lie side by side there."""
+    return f"{named.__module__.rsplit('.', 1)[-1]}.{named.__name__}"

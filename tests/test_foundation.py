@@ -28,7 +28,8 @@ REQUIREMENTS = {
 
 # From the lowest up. What is not in STAY_HERE travels to the Hub with a model or its pipeline.
 FLOORS = (
-    r"attention|positions|boxes|environment|visualization|rollout|drawing_boxes|detr_attention",
+    r"attention|positions|boxes|self_contained|"
+    r"environment|visualization|rollout|drawing_boxes|detr_attention",
     r"drawing|(configuration|modeling|generation|inputs|layers|outputs|denoising|loss|tokenization|image_processing)_\w+",
     r"pipeline_\w+|training/\w+",
     r"__init__|__main__|console|registration|commands_\w+",
@@ -47,10 +48,13 @@ def floor(module: str) -> int:
     return found[0]
 
 
-def imports(module: str) -> list[tuple[int, str]]:
+def imports(module: str, that_run: bool = False) -> list[tuple[int, str]]:
     """The imports of a module, inside functions too: (leading dots, dotted name)."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    if that_run:
+        tree.body = [node for node in tree.body if not isinstance(node, ast.If)]  # of TYPE_CHECKING
     found = []
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -60,7 +64,7 @@ def imports(module: str) -> list[tuple[int, str]]:
 
 def siblings(module: str) -> list[str]:
     """The modules of this package that a module imports, as paths like those of `modules`."""
-    named = [name if dots else name.removeprefix("hf_attn.") for dots, name in imports(module)
+    named = [name if dots else name.removeprefix("hf_attn.") for dots, name in imports(module, that_run=True)
              if dots or name.startswith("hf_attn.")]  # fmt: skip
     paths = [name.replace(".", "/") for name in named]
     return [path + "/__init__" if (PACKAGE / path).is_dir() else path for path in paths]

@@ -1,11 +1,7 @@
 """DETR's weights: begun as the authors begin them, saved and loaded bit for bit, also by code that travels."""
 
 import copy
-import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -164,58 +160,6 @@ def test_another_number_of_classes_keeps_all_but_what_is_said_of_classes(tmp_pat
         assert name in mismatched or torch.equal(weight, model.state_dict()[name]), name
     assert loaded(PICTURES).scores.shape == (2, 7, 5)
     assert_begun(loaded, mismatched)
-
-
-REMOTE = """
-import sys
-import torch
-from transformers import AutoModelForObjectDetection
-pixels, mask = torch.load("pictures.pt")
-for kind in sys.argv[1:]:
-    model = AutoModelForObjectDetection.from_pretrained(f"./{kind}", trust_remote_code=True)
-    assert type(model).__module__.startswith("transformers_modules.")
-    with torch.no_grad():
-        torch.save(model(pixels, mask).logits, f"{kind}.pt")
-assert "hf_attn" not in sys.modules
-"""
-TRAVEL = {
-    "attention.py",
-    "boxes.py",
-    "configuration_detr.py",
-    "configuration_vit.py",
-    "denoising_detr.py",
-    "inputs_detr.py",
-    "inputs_vit.py",
-    "layers_detr.py",
-    "loss_detr.py",
-    "loss_vit.py",
-    "modeling_detr.py",
-    "modeling_vit.py",
-    "outputs_detr.py",
-    "positions.py",
-}
-
-
-def test_the_code_travels_with_the_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(AttnDetrConfig, "_auto_class", "AutoConfig")
-    monkeypatch.setattr(AttnDetrForObjectDetection, "_auto_class", "AutoModelForObjectDetection")
-    with_buffers = {"backbone": "resnetblur18", "backbone_kwargs": {"channels": [8, 8, 16, 16]}}  # that are not stored
-    models = {"all": tiny_detr(**with_buffers, **KINDS["all"]), "vit": tiny_detr(**KINDS["vit"])}
-    mask = torch.ones(2, 64, 96, dtype=torch.long)
-    mask[1, 32:] = 0
-    torch.save((PICTURES, mask), tmp_path / "pictures.pt")
-    for kind, model in models.items():
-        model.save_pretrained(tmp_path / kind)
-        assert {path.name for path in (tmp_path / kind).glob("*.py")} == TRAVEL
-        auto_map = json.loads((tmp_path / kind / "config.json").read_text())["auto_map"]
-        assert auto_map.keys() == {"AutoConfig", "AutoModelForObjectDetection"}
-    command = [sys.executable, "-W", "ignore", "-c", REMOTE, *models]
-    environment = {**os.environ, "PYTHONPATH": ""}
-    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    for kind, model in models.items():
-        with torch.no_grad():
-            assert_close(torch.load(tmp_path / f"{kind}.pt"), model(PICTURES, mask).logits)
 
 
 # --- the beginning ---------------------------------------------------------------------------------------------------
