@@ -31,10 +31,12 @@ FLOORS = (
     r"attention|positions|boxes|self_contained|"
     r"environment|visualization|rollout|drawing_boxes|detr_attention",
     r"drawing|(configuration|modeling|generation|inputs|layers|outputs|denoising|loss|tokenization|image_processing)_\w+",
-    r"pipeline_\w+|training/\w+",
+    r"pipeline_\w+|interchange/\w+|training/\w+",
     r"__init__|__main__|console|registration|commands_\w+",
 )
-STAY_HERE = re.compile(r"environment|visualization|rollout|drawing\w*|detr_attention|training/\w+|" + FLOORS[3])
+STAY_HERE = re.compile(
+    r"environment|visualization|rollout|drawing\w*|detr_attention|interchange/\w+|training/\w+|" + FLOORS[3]
+)
 
 
 def modules() -> list[str]:

@@ -1,0 +1,90 @@
+"""Pickled weights, which can run code when they are read, become safetensors."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from hf_attn.training.checkpoints import whole_file
+
+
+def convert_pickled_weights(directory: str | Path) -> list[Path]:
+    """Write the weights of a directory once more, as safetensors; the pickled ones stay.
+
+    torch reads them with `weights_only=True`: tensors and containers, and no object that could run code.
+
+    Args:
+        directory: with `pytorch_model.bin`, or with several such files and their index.
+
+    Returns:
+        The files written.
+
+    Raises:
+        FileNotFoundError: if nothing pickled is there.
+        FileExistsError: if there are safetensors already.
+        ValueError: if a file holds anything but tensors by name, or is broken.
+    """
+    directory = Path(directory)
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        if (directory / name).exists():
+            raise FileExistsError(f"{directory / name} is there already, and is what gets loaded")
+    index = directory / WEIGHTS_INDEX_NAME
+    if not index.exists():
+        if not (directory / WEIGHTS_NAME).exists():
+            raise FileNotFoundError(f"{directory} has neither {WEIGHTS_NAME} nor {WEIGHTS_INDEX_NAME}")
+        return [_convert(directory / WEIGHTS_NAME, directory / SAFE_WEIGHTS_NAME)]
+    stored = json.loads(index.read_text(encoding="utf-8"))
+    names = {name: _safe_name(name) for name in sorted(set(stored["weight_map"].values()))}
+    written = [_convert(directory / name, directory / safe) for name, safe in names.items()]
+    stored["weight_map"] = {weight: names[name] for weight, name in stored["weight_map"].items()}
+    with whole_file(directory / SAFE_WEIGHTS_INDEX_NAME) as temporary:  # last: from now on these are loaded
+        temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    return [*written, directory / SAFE_WEIGHTS_INDEX_NAME]
+
+
+def _safe_name(name: str) -> str:
+    """As transformers calls the safetensors of pytorch_model-00001-of-00002.bin."""
+    return Path(name.replace("pytorch_model", "model")).with_suffix(".safetensors").name
+
+
+def _convert(source: Path, target: Path) -> Path:
+    weights = read_pickled_weights(source)
+    seen: set[int] = set()
+    for name, weight in weights.items():
+        weight = weight.contiguous()
+        place = weight.untyped_storage().data_ptr()
+        weights[name] = weight.clone() if place in seen else weight  # of tied weights, each becomes one of its own
+        seen.add(place)
+    with whole_file(target) as temporary:
+        save_file(weights, temporary, metadata={"format": "pt"})
+    return target
+
+
+def read_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file that `torch.save` has written, by name.
+
+    Raises:
+        ValueError: if it holds anything else, or is broken.
+    """
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} holds more than tensors, or is broken ({reason}); it is not read further, for what is pickled "
+            "can run code. Get the weights as safetensors, or from whom you trust"
+        ) from error
+    if not isinstance(found, Mapping) or not all(isinstance(weight, torch.Tensor) for weight in found.values()):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not tensors by name (a state_dict)")
+    return dict(found)
+
+
+def _is_zip(path: Path) -> bool:
+    """What torch has written since version 1.6, and can map into memory."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"

@@ -1,0 +1,73 @@
+"""Pickled weights become safetensors, and nothing that is pickled runs."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from hf_attn.interchange.pickles import convert_pickled_weights
+from tests.tiny import tiny_translator, tiny_vit
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the pickle ran')",)
+
+
+@pytest.mark.parametrize("make", [tiny_translator, tiny_vit])
+@pytest.mark.parametrize("old", [False, True])
+def test_converted_weights_load_to_the_bit(make, old, tmp_path):
+    model = make()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=not old)
+    assert convert_pickled_weights(tmp_path) == [tmp_path / "model.safetensors"]
+    loaded = type(model).from_pretrained(tmp_path)
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_several_files_stay_several(tmp_path):
+    model = tiny_vit()
+    model.config.save_pretrained(tmp_path)
+    names = list(model.state_dict())
+    parts = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for file, part in parts.items():
+        torch.save({name: model.state_dict()[name] for name in part}, tmp_path / file)
+    where = {name: file for file, part in parts.items() for name in part}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    written = convert_pickled_weights(tmp_path)
+    assert [path.name for path in written] == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    loaded = type(model).from_pretrained(tmp_path)
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (pickle.dumps(Bomb(), 2), "holds more than tensors, or is broken"),
+        (pickle.dumps(Bomb(), 2)[:5], "holds more than tensors, or is broken"),
+        (b"", "holds more than tensors, or is broken"),
+        (b"PK\x03\x04 and no more", "holds more than tensors, or is broken"),
+        ([1, 2], "holds a list, not tensors by name"),
+        ({"weight": 3}, "holds a dict, not tensors by name"),
+    ],
+    ids=["code", "cut off", "empty", "cut off zip", "list", "number"],
+)
+def test_what_is_no_weights_is_refused_and_leaves_nothing(held, message, tmp_path):
+    file = tmp_path / "pytorch_model.bin"
+    file.write_bytes(held) if isinstance(held, bytes) else torch.save(held, file)
+    with pytest.raises(ValueError, match=message):
+        convert_pickled_weights(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+
+
+def test_without_pickles_or_with_safetensors_there_is_nothing_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither pytorch_model\.bin nor pytorch_model\.bin\.index\.json"):
+        convert_pickled_weights(tmp_path)
+    tiny_vit().save_pretrained(tmp_path)
+    with pytest.raises(FileExistsError, match=r"model\.safetensors is there already"):
+        convert_pickled_weights(tmp_path)
