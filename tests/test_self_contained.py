@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ USE = textwrap.dedent("""
     import json, sys
     from pathlib import Path
 
-    package, trust, out, *directories = sys.argv[1:]
+    package, out, *directories = sys.argv[1:]
 
     class Hide:
         def __init__(self, finder): self.finder = finder
@@ -102,7 +103,7 @@ USE = textwrap.dedent("""
         "attn_vit": (AutoModelForImageClassification, "image-classification", ["a.png", "b.png"]),
         "attn_detr": (AutoModelForObjectDetection, "object-detection", ["a.png", "b.png"]),
     }
-    options = {"trust_remote_code": True} if trust == "trust" else {}
+    TRUST = {"trust_remote_code": True}
 
     @torch.no_grad()
     def numbers(model, directory):
@@ -115,7 +116,10 @@ USE = textwrap.dedent("""
         return model(**inputs)[0 if model.config.model_type != "attn_detr" else "last_hidden_state"]
 
     found = {}
-    for directory in directories:
+    for directory, options in [(directory, {}) for directory in directories if package == "with"] + [
+        (directory, TRUST) for directory in directories if not directory.endswith("_without_code")
+    ]:
+        key = directory + " trusted" if options and package == "with" else directory
         config = AutoConfig.from_pretrained(directory, **options)
         head, task, examples = KINDS[config.model_type]
         for name, kind, more in (
@@ -129,20 +133,20 @@ USE = textwrap.dedent("""
             assert type(model).__module__.startswith("hf_attn." if package == "with" else "transformers_modules.")
             wanted = torch.bfloat16 if name == "bfloat16" else torch.float32
             assert {parameter.dtype for parameter in model.parameters()} == {wanted}
-            found[directory, name] = numbers(model, directory)
+            found[key, name] = numbers(model, directory)
         use = pipeline(task, model=directory, **options)
         length = {"max_new_tokens": 8} if task == "translation" else {"batch_size": 2}
         if task == "object-detection":
             length["threshold"] = 0.0
-        found[directory, "pipeline"] = use(examples, **length)
-        if trust == "trust":
+        found[key, "pipeline"] = use(examples, **length)
+        if options:
             again = Path(out).parent / package / Path(directory).name
             use.model.save_pretrained(again)
             if use.image_processor is not None:
                 use.image_processor.save_pretrained(again)
             loaded = head.from_pretrained(again, **options)
-            found[directory, "again"] = numbers(loaded, directory)
-            found[directory, "files"] = sorted(path.name for path in again.glob("*.py"))
+            found[key, "again"] = numbers(loaded, directory)
+            found[key, "files"] = sorted(path.name for path in again.glob("*.py"))
     if package != "with":
         assert "hf_attn" not in sys.modules
     torch.save(found, out)
@@ -192,20 +196,14 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def use(place: Path, package: str, trust: str, *names: str, timeout: float = 240) -> dict:
+def use(place: Path, package: str, *names: str, timeout: float = 300) -> dict:
     """What a fresh process finds that loads these models in every way. Its keyboard stays silent."""
-    out = place / f"{package} {trust}.pt"
-    command = [sys.executable, "-W", "error::FutureWarning", "-c", USE, package, trust, str(out), *names]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(PACKAGE.parent),
-        "HF_HOME": str(place / "home"),
-        "HF_HUB_OFFLINE": "1",
-    }
+    out = place / f"{package}.pt"
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", USE, package, str(out), *names]
+    own = {"PYTHONPATH": str(PACKAGE.parent), "HF_HOME": str(place / "home"), "HF_HUB_OFFLINE": "1"}
     before = {path: path.stat().st_mtime_ns for name in names for path in (place / name).rglob("*")}
-    with subprocess.Popen(
-        command, env=environment, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, env={**os.environ, **own}, cwd=place, **pipes) as process:
         try:
             process.wait(timeout)  # stdin stays open: who asks waits for ever
         except subprocess.TimeoutExpired:
@@ -219,43 +217,38 @@ def use(place: Path, package: str, trust: str, *names: str, timeout: float = 240
     return torch.load(out)
 
 
+NAMES = (*FILES, "detr_all", "detr_vit", "sharded")
+KIND = {"detr_all": "detr", "detr_vit": "detr", "sharded": "vit"}
+
+
 @pytest.fixture(scope="module")
 def at_home(place) -> dict:
-    """What the package finds, without being asked to trust."""
-    return use(place, "with", "no", *FILES, "detr_all", "detr_vit", "sharded")
+    """What the package finds."""
+    return use(place, "with", *NAMES, *(f"{name}_without_code" for name in FILES))
 
 
-def assert_same(found: dict, expected: dict) -> None:
-    assert found.keys() == expected.keys()
-    for key, values in found.items():
-        same = torch.equal(values, expected[key]) if isinstance(values, torch.Tensor) else values == expected[key]
-        assert same, key
+def assert_same(found: dict, expected: dict, ending: str = "", names: Iterable[str] = NAMES) -> None:
+    """What was found in each way of loading, and of loading what was saved again."""
+    for name in names:
+        for way in ("base", "head", "auto", "bfloat16", "device_map", "again"):
+            if (name + ending, way) in found:
+                assert torch.equal(found[name + ending, way], expected[name, "head" if way == "again" else way]), way
+        assert found[name + ending, "pipeline"] == expected[name, "pipeline"]
 
 
-def test_the_package_loads_alike_with_and_without_trust(place, at_home):
-    trusting = use(place, "with", "trust", *FILES)
-    again = {key: trusting.pop(key) for key in list(trusting) if key[1] in ("again", "files")}
-    assert_same(trusting, {key: at_home[key] for key in trusting})
-    for name, files in FILES.items():
-        assert torch.equal(again[name, "again"], at_home[name, "head"])
-        assert set(again[name, "files"]) == files
+def test_the_package_loads_alike_with_and_without_trust_and_code(at_home):
+    assert_same(at_home, at_home, ending=" trusted")
+    assert_same(at_home, at_home, ending="_without_code", names=FILES)
+    for name in NAMES:
+        assert torch.equal(at_home[name, "auto"], at_home[name, "head"])
+        assert set(at_home[f"{name} trusted", "files"]) == FILES[KIND.get(name, name)]
 
 
 def test_without_the_package_all_is_the_same_to_the_bit_and_saved_again_stays_complete(place, at_home):
-    names = [*FILES, "detr_all", "detr_vit", "sharded"]
-    found = use(place, "without", "trust", *names)
-    again = {key: found.pop(key) for key in list(found) if key[1] in ("again", "files")}
+    found = use(place, "without", *NAMES)
     assert_same(found, at_home)
-    for name in names:
-        assert torch.equal(again[name, "again"], at_home[name, "head"])
-        kind = {"sharded": "vit"}.get(name, name.split("_")[0])
-        assert set(again[name, "files"]) == FILES[kind]
-
-
-def test_directories_without_code_load_with_the_package(place, at_home):
-    found = use(place, "with", "no", *(f"{name}_without_code" for name in FILES))
-    assert_same({(name.removesuffix("_without_code"), way): values for (name, way), values in found.items()},
-                {key: at_home[key] for key in at_home if key[0] in FILES})  # fmt: skip
+    for name in NAMES:
+        assert set(found[name, "files"]) == FILES[KIND.get(name, name)]
 
 
 REFUSED = """

@@ -297,6 +297,12 @@ class ResumableTraining(Trainer):
             return self.weight_average.save_model(self.model, Path(output))
         return average_checkpoints(self.checkpoints_to_average(), output, type(self.model))
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """With the code that config.json speaks of, which the Trainer leaves behind."""
+        for path in Path(checkpoint_folder).glob("*.py"):
+            shutil.copy(path, self.args.output_dir or "")
+        super()._push_from_checkpoint(checkpoint_folder)
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer's draft of a card, unless there is one already."""
         if not Path(self.args.output_dir or "", "README.md").exists():

@@ -1,0 +1,158 @@
+"""Push once, load anywhere: models, their processors and trained runs, over a Hub on loopback and the real client."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import hf_attn
+from tests.loopback_hub import LoopbackHub
+
+ROOT = Path(hf_attn.__file__).parent.parent
+
+# With the package: push, load again, train with a push at each checkpoint, and see what others may not see
+PUSH = """
+    import sys
+    from pathlib import Path
+    import torch
+    from PIL import Image
+    from transformers import AutoModel, pipeline
+    from hf_attn import AttnDetrImageProcessor, AttnViTImageProcessor, train_tokenizer
+    from hf_attn.training.vit_trainer import ViTTrainer, ViTTrainingArguments
+    from tests.tiny import tiny_detr, tiny_translator, tiny_vit
+    from tests.training_runs import ChangedPictures, stack
+
+    tokenizer = train_tokenizer(["Das ist ein Satz.", "Ende"] * 3, 280)
+    detr_processor = AttnDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    models = {
+        "translator": (tiny_translator(vocab_size=len(tokenizer)), tokenizer),
+        "vit": (tiny_vit(), AttnViTImageProcessor(size=32)),
+        "detr": (tiny_detr(), detr_processor),
+    }
+    for name, (model, processor) in models.items():
+        model.push_to_hub(f"someone/{name}", private=name == "vit")
+        processor.push_to_hub(f"someone/{name}")
+    better = tiny_vit(seed=1)
+    better.push_to_hub("someone/vit", commit_message="Better weights")
+
+    picture = Image.linear_gradient("L").resize((90, 60)).convert("RGB")
+    found = {
+        "translator": pipeline("translation", "someone/translator")("Ende", max_new_tokens=8),
+        "vit": pipeline("image-classification", "someone/vit")(picture),
+        "detr": pipeline("object-detection", "someone/detr")(picture, threshold=0.0),
+        "main": dict(better.state_dict()),
+        "old": dict(models["vit"][0].state_dict()),
+    }
+    torch.save(found, sys.argv[1])
+
+    for token in (False, "hf_another", "hf_wrong"):
+        try:
+            AutoModel.from_pretrained("someone/vit", token=token, cache_dir=str(token))
+        except OSError as error:
+            print("refused", token, "private" in str(error) or "Invalid credentials" in str(error))
+
+    Path("run").mkdir()
+    Path("run/README.md").write_text("---\\nlibrary_name: transformers\\n---\\n\\nOur own words.\\n")
+    arguments = ViTTrainingArguments(
+        output_dir="run", max_steps=4, save_steps=2, save_strategy="steps", per_device_train_batch_size=4, bf16=False,
+        use_cpu=True, push_to_hub=True, hub_model_id="someone/trained", hub_private_repo=True, hub_always_push=True,
+    )
+    trainer = ViTTrainer(tiny_vit(), arguments, stack, ChangedPictures(20, seed=1))
+    trainer.train()
+    trainer.push_to_hub()
+"""
+
+# Without the package, first from the Hub, then from the cache
+LOAD = """
+    import sys
+
+    class Hide:
+        def __init__(self, finder): self.finder = finder
+        def __getattr__(self, name): return getattr(self.finder, name)
+        def find_spec(self, name, path=None, target=None):
+            return None if name.split(".")[0] == "hf_attn" else self.finder.find_spec(name, path, target)
+
+    sys.meta_path[:] = [Hide(finder) for finder in sys.meta_path]
+
+    import torch
+    from PIL import Image
+    from transformers import AutoModelForImageClassification, pipeline
+
+    old, *outs = sys.argv[1:]
+    picture = Image.linear_gradient("L").resize((90, 60)).convert("RGB")
+    for out, local in zip(outs, (False, True)):
+        options = {"trust_remote_code": True}
+        cached = {"local_files_only": True} if local else {}
+        found = {
+            "translator": pipeline("translation", "someone/translator", **options, **cached)("Ende", max_new_tokens=8),
+            "vit": pipeline("image-classification", "someone/vit", **options, **cached)(picture),
+            "detr": pipeline("object-detection", "someone/detr", **options, **cached)(picture, threshold=0.0),
+        }
+        for name, revision in (("main", "main"), ("old", old)):
+            model = AutoModelForImageClassification.from_pretrained(
+                "someone/vit", revision=revision, local_files_only=local, **options
+            )
+            found[name] = dict(model.state_dict())
+        torch.save(found, out)
+    assert "hf_attn" not in sys.modules
+"""
+
+
+def run(hub: LoopbackHub, home: Path, script: str, *arguments: str, token: str | None = "hf_someone", **more) -> str:
+    """What a fresh process says that talks to this hub."""
+    environment = hub.environment(home, token, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", **more)
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), *arguments]
+    home.mkdir(exist_ok=True)
+    result = subprocess.run(
+        command, env=environment, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "not supported" not in result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, tmp_path_factory) -> tuple[dict, str]:
+    """What the models answer that were pushed, and what the process said."""
+    home = tmp_path_factory.mktemp("pushing")
+    said = run(hub, home, PUSH, "found.pt")
+    return torch.load(home / "found.pt"), said
+
+
+def test_pushed_models_load_without_the_package_at_any_revision_and_from_the_cache(hub, pushed, tmp_path):
+    better, first = hub.history("someone/vit")[:2]
+    assert better.summary == "Better weights"
+    outs = [tmp_path / "online.pt", tmp_path / "cached.pt"]
+    run(hub, tmp_path / "home", LOAD, first.sha, *map(str, outs))
+    expected, _ = pushed
+    for found in map(torch.load, outs):
+        for name in ("translator", "vit", "detr"):
+            assert found[name] == expected[name]
+        for name in ("main", "old"):
+            assert found[name].keys() == expected[name].keys()
+            assert all(torch.equal(weight, expected[name][of]) for of, weight in found[name].items())
+
+
+def test_a_private_model_is_for_those_who_may_see_it(hub, pushed):
+    assert hub.repositories["someone/vit"].private
+    refusals = [line for line in pushed[1].splitlines() if line.startswith("refused")]
+    assert refusals == ["refused False True", "refused hf_another True", "refused hf_wrong True"]
+
+
+def test_a_trained_model_is_pushed_with_its_code_and_the_card_stays_ours(hub, pushed):
+    files = hub.files("someone/trained")
+    assert b"Our own words." in files["README.md"]
+    assert {"config.json", "model.safetensors", "modeling_vit.py", "self_contained.py"} <= files.keys()
+    assert hub.repositories["someone/trained"].private
+    complete = [commit for commit in hub.history("someone/trained") if "model.safetensors" in commit.files]
+    assert len(complete) > 1  # checkpoints were pushed on the way
+    assert all("modeling_vit.py" in commit.files and "config.json" in commit.files for commit in complete)
