@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from PIL import Image
 
 from hf_attn.training.detection_folders import files_with, folder_named, pictures_in, split_folders

@@ -104,7 +104,7 @@ def write_detr_card(
         metrics=["mean_average_precision"] if scores else [],
         base_model=recipe.get("base_model"),
         model_name=model_name,
-        eval_results=_eval_results(scores, data_name) or None,
+        eval_results=eval_results(scores, data_name) or None,
     )
     split, first = next(iter(scores.items()), (None, {}))
     return save_card(
@@ -135,7 +135,7 @@ def write_detr_card(
     )
 
 
-def _eval_results(scores: Mapping[str, Mapping[str, Any]], data_name: str) -> list[EvalResult]:
+def eval_results(scores: Mapping[str, Mapping[str, Any]], data_name: str) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="object-detection",

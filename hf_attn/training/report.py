@@ -138,7 +138,7 @@ def write_model_card(
         tags=["hf_attn", "translation"],
         metrics=["bleu", "chrf"],
         model_name=model_name,
-        eval_results=_eval_results(scores, data_name) or None,
+        eval_results=eval_results(scores, data_name) or None,
     )
     first = next(iter(scores.values()), {})
     return save_card(
@@ -177,7 +177,7 @@ def save_card(output_dir: str | Path, card_data: ModelCardData, template: Path, 
     return path
 
 
-def _eval_results(scores: Mapping[str, Mapping[str, Any]], data_name: str) -> list[EvalResult]:
+def eval_results(scores: Mapping[str, Mapping[str, Any]], data_name: str) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="translation",

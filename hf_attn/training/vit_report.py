@@ -169,7 +169,7 @@ def write_vit_card(
         metrics=[name for name in PERCENT if any(name in values for values in scores.values())],
         base_model=recipe.get("base_model"),
         model_name=model_name,
-        eval_results=_eval_results(scores, data_name) or None,
+        eval_results=eval_results(scores, data_name) or None,
     )
     split, first = next(iter(scores.items()), (None, {}))
     names = list(training_pictures)
@@ -220,7 +220,7 @@ def _processor_name() -> str:
     return (names or [platform.processor() or platform.machine()])[0]
 
 
-def _eval_results(scores: Mapping[str, Mapping[str, Any]], data_name: str) -> list[EvalResult]:
+def eval_results(scores: Mapping[str, Mapping[str, Any]], data_name: str) -> list[EvalResult]:
     kinds = {
         "accuracy": ("accuracy", "Top-1 accuracy"),
         "top_5_accuracy": ("top_5_accuracy", "Top-5 accuracy"),
