@@ -1,19 +1,19 @@
-"""The command line, installed as `hf-attn`: train, evaluate and use models.
+"""The command line, installed as `hf-attn`: train, evaluate, use and publish models.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 the work failed, 2 the command was wrong.
-The commands of each model stand in a file of their own, commands_*.py.
+The commands of each model stand in a file of their own, commands_*.py; those for any model in commands_hub.py.
 """
 
 from typing import Annotated
 
 import typer
 
-from hf_attn import __version__, commands_detr, commands_translator, commands_vit
+from hf_attn import __version__, commands_detr, commands_hub, commands_translator, commands_vit
 from hf_attn.commands_shared import option
 
 app = typer.Typer(
     name="hf-attn",
-    help="Train, evaluate and use attention models as citizens of the Hugging Face libraries.",
+    help="Train, evaluate, use and publish attention models as citizens of the Hugging Face libraries.",
     epilog="`hf-attn COMMAND --help` explains a command, with examples.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -30,6 +30,7 @@ for commands in (commands_translator, commands_vit, commands_detr):
     train_app.add_typer(commands.train)
     evaluate_app.add_typer(commands.evaluate)
     app.add_typer(commands.use)
+app.add_typer(commands_hub.use)
 
 
 def main() -> None:

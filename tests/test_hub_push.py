@@ -1,0 +1,126 @@
+"""One commit puts all of a model on the Hub and nothing else; what would not load there does not leave the machine."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_attn.hub_files import LocalFiles
+from hf_attn.hub_push import push
+from tests.hub_fake import ADDRESS, FakeHub, copied, save_model
+from tests.tiny import tiny_vit
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "vit")
+
+
+@pytest.fixture
+def model(saved, tmp_path) -> Path:
+    return copied(saved, tmp_path / "vit")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> FakeHub:
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    return FakeHub(tmp_path / "hub")
+
+
+def test_the_model_and_nothing_else_is_pushed_in_one_commit(model, hub):
+    (model / "pytorch_model.bin").write_bytes(b"pickle")
+    said: list[str] = []
+    assert (
+        push(LocalFiles(model), "vit", private=True, message="First", tell=said.append, api=hub) == f"{ADDRESS}/me/vit"
+    )
+    there = hub.repositories["me/vit"]["main"]
+    assert there.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert there["model.safetensors"] == (model / "model.safetensors").read_bytes()
+    assert hub.private["me/vit"] and hub.messages == ["First"]
+    assert said[0].startswith(f"{model} to vit: 3 files, ") and said[0].endswith(" kB")
+    assert said[-1].startswith("left out: a.tmp, checkpoints/checkpoint-2/optimizer.pt, pytorch_model.bin and 3 more")
+
+
+def test_a_second_push_replaces_weights_and_code_and_leaves_the_rest(model, hub, tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "sharded", max_shard_size="10KB")
+    for path in LocalFiles(tmp_path / "sharded").weights():
+        (model / path).write_bytes((tmp_path / "sharded" / path).read_bytes())
+    index = "model.safetensors.index.json"
+    (model / index).write_bytes((tmp_path / "sharded" / index).read_bytes())
+    (model / "old.py").write_text("")
+    push(LocalFiles(model), "me/vit", api=hub)
+    hub.repositories["me/vit"]["main"].update({"NOTES.md": b"", "onnx/model.py": b"", "pytorch_model.bin": b""})
+    assert index in hub.repositories["me/vit"]["main"]
+
+    for path in (*LocalFiles(tmp_path / "sharded").weights(), index, "old.py"):
+        (model / path).unlink()
+    said: list[str] = []
+    push(LocalFiles(model), "me/vit", tell=said.append, api=hub)
+    mine = {"README.md", "config.json", "model.safetensors"}
+    assert hub.repositories["me/vit"]["main"].keys() == {".gitattributes", "NOTES.md", "onnx/model.py", *mine}
+    assert len(hub.messages) == 2
+    assert "old.py" in said[-1] and said[-1].startswith("deleted, since the model does not have them: ")
+
+
+def test_a_branch_is_made(model, hub):
+    assert push(LocalFiles(model), "me/vit", revision="next", api=hub) == f"{ADDRESS}/me/vit/tree/next"
+    assert hub.repositories["me/vit"]["main"].keys() == {".gitattributes"}
+    assert "config.json" in hub.repositories["me/vit"]["next"]
+
+
+def test_an_interrupted_push_leaves_the_repository_as_it_was_and_can_be_repeated(model, hub):
+    push(LocalFiles(model), "me/vit", api=hub)
+    before = dict(hub.repositories["me/vit"]["main"])
+    (model / "NEWS.md").write_text("more")
+    hub.breaks = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        push(LocalFiles(model), "me/vit", api=hub)
+    assert hub.repositories["me/vit"]["main"] == before
+    push(LocalFiles(model), "me/vit", api=hub)
+    assert "NEWS.md" in hub.repositories["me/vit"]["main"]
+
+
+def test_a_public_repository_gets_no_private_model(model, hub):
+    push(LocalFiles(model), "me/vit", api=hub)
+    with pytest.raises(ValueError, match="me/vit is public already, and --private does not change that"):
+        push(LocalFiles(model), "me/vit", private=True, api=hub)
+    assert len(hub.messages) == 1
+
+
+def test_what_the_card_lacks_is_said(model, hub):
+    card = (model / "README.md").read_text().replace("license: mit\n", "")
+    (model / "README.md").write_text(card)
+    said: list[str] = []
+    push(LocalFiles(model), "me/vit", tell=said.append, api=hub)
+    assert said[0].startswith("README.md: no license")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "said"),
+    [
+        ("config.json", None, "no config.json"),
+        ("config.json", b"{", "is not JSON"),
+        ("config.json", b'{"auto_map": {"AutoModel": "x.Y"}}', "names x.py, which is not there"),
+        ("model.safetensors", None, "training_args.bin may run code when read: load .* again with save_pretrained"),
+        ("model.safetensors", b"x" * 9, "is no safetensors file"),
+        ("README.md", None, "has no README.md; write one with `hf-attn card"),
+        ("README.md", b"---\na: [\n---\n", "its YAML cannot be read"),
+    ],
+)
+def test_what_would_not_load_is_refused_before_the_hub_hears_of_it(model, hub, path, content, said):
+    (model / path).unlink() if content is None else (model / path).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        push(LocalFiles(model), "me/vit", api=hub)
+    assert hub.repositories == {}
+
+
+def test_name_and_token_are_asked_for_before_anything_else(model, hub, monkeypatch):
+    with pytest.raises(ValueError, match="a/b/c is no name of a repository"):
+        push(LocalFiles(model), "a/b/c", api=hub)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match="log in with `hf auth login`, or set HF_TOKEN"):
+        push(LocalFiles(model), "me/vit", api=hub)
+    (model / "model.safetensors").unlink()
+    (model / "training_args.bin").unlink()
+    with pytest.raises(ValueError, match="has no weights in safetensors; give what `hf-attn train`"):
+        push(LocalFiles(model), "me/vit", api=hub)
+    assert hub.repositories == {}
