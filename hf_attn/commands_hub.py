@@ -1,4 +1,4 @@
-"""`hf-attn info`, `hf-attn card` and `hf-attn push`: what a model is, its card, and putting it on the Hub."""
+"""`hf-attn info`, `card`, `push` and `convert`: what a model is, its card, the Hub, and weights that are pickled."""
 
 import sys
 from pathlib import Path
@@ -141,3 +141,22 @@ def push(
             tell=lambda line: None if quiet else print(line, file=sys.stderr),
         )
         stream.write(address + "\n")
+
+
+@use.command(
+    epilog="""
+**Example**
+
+- `hf-attn convert downloads/old-model`
+"""
+)
+def convert(*, directory: Directory, debug: Debug = False) -> None:
+    """Write pickled weights once more, as safetensors, so that the model loads.
+
+    What is pickled can run code when it is read. Here only tensors are read, and a file that holds anything else is
+    refused. The pickled files stay.
+    """
+    with errors_in_one_line(debug), text_output(None) as stream:
+        from hf_attn.interchange.pickles import convert_pickled_weights
+
+        stream.writelines(f"{path}: written\n" for path in convert_pickled_weights(directory))

@@ -28,8 +28,8 @@ def check_pushable(files: LocalFiles) -> list[str]:
         remedy = "give what `hf-attn train` or save_pretrained wrote"
         if files.pickles:
             remedy = (
-                f"{some(files.pickles, 2)} may run code when read: load the model with from_pretrained and write it "
-                "again with save_pretrained"
+                f"{some(files.pickles, 2)} may run code when read: `hf-attn convert {files.name}` makes "
+                "safetensors of them"
             )
         raise ValueError(f"{files.name} has no weights in safetensors; {remedy}")
     for _ in files.tensors():  # reads every header

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.hub_fake import ADDRESS, FakeHub, copied, save_model
 from tests.test_cli import ROOT, refuse, run
@@ -31,10 +33,10 @@ def hub(tmp_path, monkeypatch) -> FakeHub:
     return hub
 
 
-@pytest.mark.parametrize("command", ["info", "card", "push"])
+@pytest.mark.parametrize("command", ["info", "card", "push", "convert"])
 def test_every_command_explains_itself(command):
     result = run(command, "--help")
-    assert result.exit_code == 0 and "Examples" in result.stdout
+    assert result.exit_code == 0 and "Example" in result.stdout
 
 
 def test_info_reads_a_directory_without_torch_and_without_the_hub(saved):
@@ -128,3 +130,15 @@ def test_what_is_no_plain_file_is_left_alone(model, hub):
     (model / "dangling").symlink_to("nowhere")
     assert run("push", model, "vit").exit_code == 0
     assert not {"pipe", "dangling"} & hub.repositories["me/vit"]["main"].keys()
+
+
+def test_convert_makes_a_model_loadable(model):
+    weights = load_file(model / "model.safetensors")
+    torch.save(weights, model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    result = run("convert", model)
+    assert result.exit_code == 0 and result.stdout == f"{model / 'model.safetensors'}: written\n"
+    converted = load_file(model / "model.safetensors")
+    assert weights.keys() == converted.keys()
+    assert all(torch.equal(weight, converted[name]) for name, weight in weights.items())
+    refuse("convert", model, says="is there already")

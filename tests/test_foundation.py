@@ -31,11 +31,11 @@ FLOORS = (
     r"attention|positions|boxes|self_contained|"
     r"environment|visualization|rollout|drawing_boxes|detr_attention",
     r"drawing|(configuration|modeling|generation|inputs|layers|outputs|denoising|loss|tokenization|image_processing)_\w+",
-    r"pipeline_\w+|interchange/\w+|training/\w+",
+    r"pipeline_\w+|hub_\w+|interchange/\w+|training/\w+",
     r"__init__|__main__|console|registration|commands_\w+",
 )
 STAY_HERE = re.compile(
-    r"environment|visualization|rollout|drawing\w*|detr_attention|interchange/\w+|training/\w+|" + FLOORS[3]
+    r"environment|visualization|rollout|drawing\w*|detr_attention|hub_\w+|interchange/\w+|training/\w+|" + FLOORS[3]
 )
 
 

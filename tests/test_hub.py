@@ -1,5 +1,9 @@
 """Push once, load anywhere: models, their processors and trained runs, over a Hub on loopback and the real client."""
 
+import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,9 +13,12 @@ import pytest
 import torch
 
 import hf_attn
+from hf_attn import AttnViTImageProcessor
 from tests.loopback_hub import LoopbackHub
+from tests.tiny import tiny_vit
 
 ROOT = Path(hf_attn.__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # With the package: push, load again, train with a push at each checkpoint, and see what others may not see
 PUSH = """
@@ -156,3 +163,76 @@ def test_a_trained_model_is_pushed_with_its_code_and_the_card_stays_ours(hub, pu
     complete = [commit for commit in hub.history("someone/trained") if "model.safetensors" in commit.files]
     assert len(complete) > 1  # checkpoints were pushed on the way
     assert all("modeling_vit.py" in commit.files and "config.json" in commit.files for commit in complete)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def commands(hub: LoopbackHub, home: Path, *lines: str, fails: str | None = None) -> str:
+    """What `hf-attn` says to these commands, in processes of their own; the last one fails where so told."""
+    said = ""
+    for number, line in enumerate(lines, start=1):
+        command = [sys.executable, "-W", "ignore", "-m", "hf_attn", *shlex.split(line)[1:]]
+        environment = hub.environment(home / "home", PYTHONPATH=str(ROOT))
+        result = subprocess.run(
+            command, env=environment, cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        )
+        refused = fails is not None and number == len(lines)
+        assert result.returncode == (1 if refused else 0), result.stderr
+        assert not refused or fails in result.stderr
+        said += result.stdout
+    return said
+
+
+@pytest.fixture
+def home(hub, tmp_path) -> Path:
+    """A directory with a trained model, in `runs/demo_vit`."""
+    model = tmp_path / "runs" / "demo_vit"
+    tiny_vit().save_pretrained(model)
+    AttnViTImageProcessor(size=32).save_pretrained(model)
+    commands(hub, tmp_path, "hf-attn card runs/demo_vit --license apache-2.0")
+    return tmp_path
+
+
+def test_what_readme_says_of_sharing_works(hub, home):
+    section = README.split("## Share it")[1].split("\n## ")[0]
+    lines = re.findall(r"^    (hf-attn .*)$", section, re.MULTILINE)
+    assert len(lines) == 3
+    said = commands(hub, home, *(line.replace("you/", "someone/") for line in lines))
+    assert said.startswith("runs/demo_vit: picture classifier, a Vision Transformer")
+    assert said.endswith(f"{hub.url}/someone/clothes\n")
+    assert hub.repositories["someone/clothes"].private
+    pushed = hub.files("someone/clothes")
+    here = {path.name: path.read_bytes() for path in (home / "runs" / "demo_vit").iterdir()}
+    assert {name: content for name, content in pushed.items() if name != ".gitattributes"} == here
+
+
+def test_a_second_push_replaces_the_model_and_one_that_breaks_off_changes_nothing(hub, home):
+    push = "hf-attn push runs/demo_vit someone/replaced"
+    commands(hub, home, push)
+    first = hub.history("someone/replaced")[0]
+    model = home / "runs" / "demo_vit"
+    (model / "model.safetensors").unlink()
+    tiny_vit(seed=1).save_pretrained(model, max_shard_size="8KB")
+    for endpoint, failure, message in (("commit", "cut", "cannot be reached"), ("upload", 403, "refused")):
+        hub.fail_on(endpoint, failure)
+        commands(hub, home, push, fails=message)
+        assert hub.history("someone/replaced")[0].sha == first.sha
+    commands(hub, home, push)
+    second = hub.history("someone/replaced")[0]
+    assert second.parent == first.sha
+    assert "model.safetensors" in first.files and "model.safetensors" not in second.files
+    shards = {path.name for path in model.glob("*.safetensors")}
+    assert len(shards) > 1 and shards <= second.files.keys()
+    assert hub.files("someone/replaced", first.sha)["model.safetensors"]  # a revision stays what it was
+
+
+def test_info_of_the_hub_says_what_is_there(hub, home):
+    commands(hub, home, "hf-attn push runs/demo_vit someone/described --private")
+    facts = json.loads(commands(hub, home, "hf-attn info someone/described --json"))
+    assert facts["class"] == "AttnViTForImageClassification"
+    assert facts["license"] == "apache-2.0"
+    assert facts["parameters"] == sum(weight.numel() for weight in tiny_vit().parameters())
+    assert "modeling_vit.py" in facts["code"]["files"]
+    shutil.rmtree(home / "runs")
+    commands(hub, home, "hf-attn info runs/demo_vit", fails="no such directory")
