@@ -101,10 +101,12 @@ def test_the_card_says_what_was_measured(tmp_path):
     assert "max_steps" not in written.text
 
 
-def test_the_snippet_of_the_card_is_python(tmp_path):
-    snippet = card(tmp_path).text.split("```python\n")[1].split("```")[0]
-    compile(snippet, "snippet", "exec")
-    assert "import hf_attn\n" in snippet and 'pipeline("translation", model="de-en-tiny")' in snippet
+def test_the_snippets_of_the_card_are_python(tmp_path):
+    own, carried = [part.split("```")[0] for part in card(tmp_path).text.split("```python\n")[1:]]
+    for snippet in (own, carried):
+        compile(snippet, "snippet", "exec")
+        assert 'pipeline("translation", model="de-en-tiny"' in snippet
+    assert "import hf_attn\n" in own and "trust_remote_code=True" in carried
 
 
 def test_a_card_without_a_licence_claims_none(tmp_path):

@@ -73,7 +73,7 @@ def trained(tmp_path_factory):
 
 def test_the_directory_holds_everything(trained):
     result, _ = trained
-    names = {path.name for path in result.output_dir.iterdir()}
+    names = {path.name for path in result.output_dir.iterdir() if path.suffix != ".py"}
     assert names == {
         "README.md",
         "checkpoints",
@@ -86,6 +86,7 @@ def test_the_directory_holds_everything(trained):
         "tokenizer_config.json",
         "training_settings.json",
     }
+    assert (result.output_dir / "modeling_translator.py").exists()  # and what it imports: tests/test_self_contained.py
 
 
 def test_the_model_is_the_average_of_the_last_checkpoints(trained):

@@ -77,7 +77,7 @@ def test_shapes_are_learned(trained):
 
 
 def test_the_directory_holds_everything(trained):
-    assert {path.name for path in trained[0].output_dir.iterdir()} == {
+    assert {path.name for path in trained[0].output_dir.iterdir() if path.suffix != ".py"} == {
         "README.md",
         "checkpoints",
         "config.json",
@@ -88,6 +88,7 @@ def test_the_directory_holds_everything(trained):
         "preprocessor_config.json",
         "training_settings.json",
     }
+    assert (trained[0].output_dir / "modeling_vit.py").exists()  # and what it imports: tests/test_self_contained.py
 
 
 def test_the_pipeline_gives_the_answers_that_were_scored(trained):

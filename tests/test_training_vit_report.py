@@ -164,10 +164,12 @@ def test_the_interval_of_a_perfect_score_is_not_a_point(tmp_path):
     assert "96.3% to 100.0%" in card(tmp_path, scores={"test": {**SCORES, "accuracy": 1.0, "pictures": 100}}).text
 
 
-def test_the_snippet_of_the_card_is_python(tmp_path):
-    snippet = card(tmp_path).text.split("```python\n")[1].split("```")[0]
-    compile(snippet, "snippet", "exec")
-    assert "import hf_attn\n" in snippet and 'pipeline("image-classification", model="clothes")' in snippet
+def test_the_snippets_of_the_card_are_python(tmp_path):
+    own, carried = [part.split("```")[0] for part in card(tmp_path).text.split("```python\n")[1:]]
+    for snippet in (own, carried):
+        compile(snippet, "snippet", "exec")
+        assert 'pipeline("image-classification", model="clothes"' in snippet
+    assert "import hf_attn\n" in own and "trust_remote_code=True" in carried
 
 
 def test_a_card_without_a_licence_claims_none(tmp_path):
