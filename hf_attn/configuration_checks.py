@@ -10,8 +10,9 @@ from transformers import GenerationConfig, PreTrainedConfig
 READ_FROM_A_REPOSITORY = __name__.startswith("transformers_modules.")
 MOST_PARAMETERS = 10**12  # 4 terabytes in float32
 MOST_LABELS = 10**6
-# What transformers or a repository adds to the fields of a configuration; what begins with _ is transformers' own
+# What transformers, its Trainer or a repository adds to the fields of any configuration; what begins with _, too
 ADDED = {
+    *("use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "loss_type"),
     *("attn_implementation", "experts_implementation", "output_attentions", "per_layer_config", "name_or_path"),
     *("dtype", "torch_dtype", "num_labels", "model_type", "transformers_version", "quantization_config"),
     *("auto_map", "custom_pipelines", "tokenizer_class", "task_specific_params"),
