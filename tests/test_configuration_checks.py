@@ -62,6 +62,7 @@ def test_what_transformers_adds_is_no_unknown_field(config, tmp_path):
         "auto_map": {},
         "custom_pipelines": {"one": {}},
         "transformers_version": "5.24.0",
+        "use_cache": False,  # a Trainer writes it
         "torch_dtype": "bfloat16",
     }
     loaded = AutoConfig.from_pretrained(stored(config, tmp_path, _name_or_path="elsewhere", **said))
