@@ -18,8 +18,8 @@ CONFIG, CARD = "config.json", "README.md"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What a training leaves beside its model; the settings of a run may hold paths on its machine.
-TRAINING_DIRECTORIES = ("checkpoints", "checkpoint-*", "samples", "runs", "__pycache__", ".*")
-TRAINING_FILES = ("training_settings.json", "training_args.bin", "trainer_state.json", "*.tmp", "*.tfevents.*", ".*")
+TRAINING_DIRECTORIES = ("checkpoints", "checkpoint-*", "samples", "runs", "__pycache__")
+TRAINING_FILES = ("training_settings.json", "training_args.bin", "trainer_state.json", "*.tmp", "*.tfevents.*")
 LONGEST_HEADER = 100_000_000  # bytes, as the library safetensors has it
 FRONT_MATTER = re.compile(r"\A\s*---\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
 
@@ -33,7 +33,7 @@ class Tensor(NamedTuple):
 
 
 class ModelFiles:
-    """The files of a model.
+    """The files of a model, without hidden ones.
 
     Args:
         name: of the directory, or on the Hub.
@@ -42,7 +42,7 @@ class ModelFiles:
 
     def __init__(self, name: str, sizes: dict[str, int]):
         self.name = name
-        self.sizes = dict(sorted(sizes.items()))
+        self.sizes = {path: size for path, size in sorted(sizes.items()) if "/." not in f"/{path}"}
 
     def read(self, path: str) -> str:
         raise NotImplementedError
@@ -123,7 +123,7 @@ class ModelFiles:
 
 
 class LocalFiles(ModelFiles):
-    """The files of a directory, without hidden ones."""
+    """The files of a directory."""
 
     def __init__(self, directory: Path):
         if directory.is_file():
@@ -136,7 +136,7 @@ class LocalFiles(ModelFiles):
     def _paths(self) -> Iterator[str]:
         for place, directories, names in os.walk(self.directory):
             directories[:] = [name for name in directories if not name.startswith(".")]
-            for path in (Path(place, name) for name in names if not name.startswith(".")):
+            for path in (Path(place, name) for name in names):
                 if path.is_file():
                     yield path.relative_to(self.directory).as_posix()
 
@@ -281,5 +281,5 @@ def hub_errors(repo: str, absent: str) -> Iterator[None]:
         raise ValueError(f"{repo}: the header of its weights cannot be read ({error}); upload them again") from error
     except (errors.HTTPError, ConnectionError, errors.LocalEntryNotFoundError) as error:  # none of the Hub's answers
         raise ValueError(
-            f"{repo}: the Hub cannot be reached ({error}); check the network, HF_ENDPOINT and HF_HUB_OFFLINE"
+            f"{repo}: the Hub cannot be reached, or hung up ({error}); check network, HF_ENDPOINT, HF_HUB_OFFLINE"
         ) from error

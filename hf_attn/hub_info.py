@@ -194,7 +194,7 @@ def details(facts: dict[str, Any], known_as: str) -> Iterator[tuple[str, str]]:
     if rest := largest[FILES_SHOWN:]:
         yield "", f"{in_bytes(sum(size for _, size in rest)):>9}  in {len(rest)} more"
     if training := facts["training_files"]:
-        yield "training", f"{len(training)} files more, {in_bytes(sum(training.values()))}, which `push` leaves out"
+        yield "training", f"{in_bytes(sum(training.values()))} in {len(training)} more files, which `push` leaves out"
     yield "use", facts["use"]
 
 

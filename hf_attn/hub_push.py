@@ -26,10 +26,9 @@ def check_pushable(files: LocalFiles) -> list[str]:
     """
     if not files.weights():
         remedy = "give what `hf-attn train` or save_pretrained wrote"
-        if files.pickles:
+        if pickles := [path for path in files.pickles if path in files.of_model]:
             remedy = (
-                f"{some(files.pickles, 2)} may run code when read: `hf-attn convert {files.name}` makes "
-                "safetensors of them"
+                f"{some(pickles, 2)} may run code when read: `hf-attn convert {files.name}` makes safetensors of them"
             )
         raise ValueError(f"{files.name} has no weights in safetensors; {remedy}")
     for _ in files.tensors():  # reads every header

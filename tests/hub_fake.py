@@ -100,5 +100,10 @@ def write_card(directory: Path, **changes: object) -> None:
     (directory / "README.md").write_text(str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# Shapes\n")), encoding="utf-8")
 
 
+def of_model(directory: Path) -> set[str]:
+    """What `save_model` wrote that belongs to the model, its code too."""
+    return {"README.md", "config.json", "model.safetensors", *(file.name for file in directory.glob("*.py"))}
+
+
 def copied(directory: Path, to: Path) -> Path:
     return Path(shutil.copytree(directory, to))

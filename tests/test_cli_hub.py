@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.hub_fake import ADDRESS, FakeHub, copied, save_model
+from tests.hub_fake import ADDRESS, FakeHub, copied, of_model, save_model
+from tests.loopback_hub import LoopbackHub
 from tests.test_cli import ROOT, refuse, run
 
 
@@ -53,8 +54,7 @@ def test_info_reads_a_directory_without_torch_and_without_the_hub(saved):
 
 def test_info_of_a_directory_and_of_the_hub_agree(model, hub):
     hub.create_repo("me/vit", exist_ok=True)
-    names = ("config.json", "README.md", "model.safetensors")
-    hub.repositories["me/vit"]["v1"] = {name: (model / name).read_bytes() for name in names}
+    hub.repositories["me/vit"]["v1"] = {name: (model / name).read_bytes() for name in of_model(model)}
     here = json.loads(run("info", model, "--json").stdout)
     there = json.loads(run("info", "me/vit", "--revision", "v1", "--json").stdout)
     different = {"model", "use", "training_files", "pickles", "warnings"}
@@ -105,7 +105,7 @@ def test_a_card_is_written_once_and_checked(model):
 def test_push_says_what_it_does_on_stderr_and_the_address_on_stdout(model, hub):
     result = run("push", model, "vit", "--private")
     assert (result.exit_code, result.stdout) == (0, f"{ADDRESS}/me/vit\n")
-    assert f"{model} to vit: 3 files, " in result.stderr and "model.safetensors" in result.stderr
+    assert f"{model} to vit: 11 files, " in result.stderr and "model.safetensors" in result.stderr
     quiet = run("push", model, "me/vit", "--revision", "next", "--message", "Second", "--quiet")
     assert (quiet.stdout, quiet.stderr) == (f"{ADDRESS}/me/vit/tree/next\n", "")
     assert hub.messages == ["Upload a model with hf-attn push", "Second"]
@@ -122,6 +122,28 @@ def test_push_refuses_in_one_line(model, hub):
     (model / "README.md").write_text("---\na: [\n---\n")
     assert re.search("README.md: its YAML cannot be read", refuse("push", model, "vit"))
     assert hub.messages == []
+
+
+def test_the_hub_has_all_of_a_push_or_none(model, tmp_path):
+    with LoopbackHub() as there:
+
+        def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "hf_attn", *map(str, arguments)]
+            return subprocess.run(
+                command, cwd=ROOT, env=there.environment(tmp_path / "home"), capture_output=True, text=True
+            )
+
+        first = call("push", model, "vit", "--revision", "next")
+        assert (first.returncode, first.stdout) == (0, f"{there.url}/someone/vit/tree/next\n"), first.stderr
+        before = there.files("someone/vit", "next")
+        assert before.keys() == {".gitattributes", *of_model(model)}
+        (model / "old.py").write_text("")
+        there.fail_on("commit", "cut")
+        cut = call("push", model, "someone/vit", "--revision", "next", "--quiet")
+        assert cut.returncode == 1 and "the Hub cannot be reached, or hung up" in cut.stderr
+        assert there.files("someone/vit", "next") == before
+        facts = json.loads(call("info", "someone/vit", "--revision", "next", "--json").stdout)
+        assert facts["parameters"] == json.loads(run("info", model, "--json").stdout)["parameters"] > 0
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")

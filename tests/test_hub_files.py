@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 
 from hf_attn.hub_files import HubFiles, LocalFiles, check_repo, hub_errors, open_files, read_header
-from tests.hub_fake import FakeHub, copied, refusal, save_model
+from tests.hub_fake import FakeHub, copied, of_model, refusal, save_model
 from tests.tiny import tiny_vit
 
 
@@ -59,10 +59,10 @@ def test_a_file_of_another_size_than_its_header_says_is_refused(model):
             list(read_header(file))
 
 
-def test_what_belongs_to_the_model_and_what_to_its_training(model):
+def test_what_belongs_to_the_model_and_what_to_its_training(saved, model):
     (model / "pytorch_model.bin").write_bytes(b"")
     files = LocalFiles(model)
-    assert set(files.of_model) == {"README.md", "config.json", "model.safetensors", "pytorch_model.bin"}
+    assert set(files.of_model) == {"pytorch_model.bin", *of_model(saved)}
     assert {"a.tmp", "samples/1.png"} <= files.sizes.keys() - files.of_model.keys()
     assert ".hidden" not in files.sizes
     assert set(files.pickles) == {"pytorch_model.bin", "training_args.bin"}
@@ -99,7 +99,7 @@ def test_what_is_no_model_is_refused(tmp_path):
     for name, said in (
         (str(tmp_path / "file"), "is a file; give the directory"),
         (str(tmp_path / "nowhere"), "no such directory, and no name on the Hub, which is owner/name"),
-        ("a/b", "a/b: the Hub cannot be reached .*HF_HUB_OFFLINE"),  # which the tests have set
+        ("a/b", "a/b: the Hub cannot be reached, .*HF_HUB_OFFLINE"),  # which the tests have set
     ):
         with pytest.raises(ValueError, match=said):
             open_files(name)
@@ -137,7 +137,7 @@ def test_names_that_the_hub_does_not_take(repo):
         (refusal(HfHubHTTPError, 403, "no rights"), "refused this .no rights.; use a token that may write"),
         (refusal(HfHubHTTPError, 412), "somebody else changed it meanwhile; repeat"),
         (refusal(HfHubHTTPError, 500), "status 500.; repeat the command later"),
-        (OfflineModeIsEnabled("offline"), "cannot be reached .offline.; check the network"),
+        (OfflineModeIsEnabled("offline"), "cannot be reached, or hung up .offline.; check the network"),
     ],
 )
 def test_what_the_hub_answers_comes_with_its_remedy(error, said):

@@ -1,6 +1,7 @@
 """What is said of a model agrees with the model, and none of it is loaded or run."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from hf_attn.hub_files import LocalFiles
 from hf_attn.hub_info import class_names, describe, how_to_use, in_bytes, kind, lines, shape
-from tests.hub_fake import save_model
+from tests.hub_fake import of_model, save_model
 from tests.tiny import tiny_detr, tiny_translator, tiny_vit
 
 
@@ -59,9 +60,10 @@ def test_one_screen_says_it_in_words(tmp_path):
     assert f"parameters  {tiny_vit().num_parameters():,} (float32)" in said
     assert "classes     3: LABEL_0, LABEL_1, LABEL_2" in said
     assert "licence     mit" in said
-    assert "code        modeling_x.py; config.json asks for modeling_x.X, modeling_y.Y, which runs only with" in text
-    assert "in 13 more" in text
-    assert "training    5 files more, " in text
+    assert "config.json asks for modeling_x.X, modeling_y.Y, which runs only with trust_remote_code=True" in text
+    assert re.search(r"code        attention.py, .* more;", text)
+    assert f"in {len(of_model(directory)) + 21 - 12} more" in text
+    assert "in 5 more files, which `push` leaves out" in text
     assert (
         "warning     pickle files, which may run code when they are read: pytorch_model.bin, training_args.bin" in text
     )

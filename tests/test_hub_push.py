@@ -6,7 +6,7 @@ import pytest
 
 from hf_attn.hub_files import LocalFiles
 from hf_attn.hub_push import push
-from tests.hub_fake import ADDRESS, FakeHub, copied, save_model
+from tests.hub_fake import ADDRESS, FakeHub, copied, of_model, save_model
 from tests.tiny import tiny_vit
 
 
@@ -33,10 +33,10 @@ def test_the_model_and_nothing_else_is_pushed_in_one_commit(model, hub):
         push(LocalFiles(model), "vit", private=True, message="First", tell=said.append, api=hub) == f"{ADDRESS}/me/vit"
     )
     there = hub.repositories["me/vit"]["main"]
-    assert there.keys() == {".gitattributes", "README.md", "config.json", "model.safetensors"}
+    assert there.keys() == {".gitattributes", *of_model(model)}
     assert there["model.safetensors"] == (model / "model.safetensors").read_bytes()
     assert hub.private["me/vit"] and hub.messages == ["First"]
-    assert said[0].startswith(f"{model} to vit: 3 files, ") and said[0].endswith(" kB")
+    assert said[0].startswith(f"{model} to vit: 11 files, ") and said[0].endswith(" kB")
     assert said[-1].startswith("left out: a.tmp, checkpoints/checkpoint-2/optimizer.pt, pytorch_model.bin and 3 more")
 
 
@@ -55,8 +55,12 @@ def test_a_second_push_replaces_weights_and_code_and_leaves_the_rest(model, hub,
         (model / path).unlink()
     said: list[str] = []
     push(LocalFiles(model), "me/vit", tell=said.append, api=hub)
-    mine = {"README.md", "config.json", "model.safetensors"}
-    assert hub.repositories["me/vit"]["main"].keys() == {".gitattributes", "NOTES.md", "onnx/model.py", *mine}
+    assert hub.repositories["me/vit"]["main"].keys() == {
+        ".gitattributes",
+        "NOTES.md",
+        "onnx/model.py",
+        *of_model(model),
+    }
     assert len(hub.messages) == 2
     assert "old.py" in said[-1] and said[-1].startswith("deleted, since the model does not have them: ")
 
@@ -100,7 +104,7 @@ def test_what_the_card_lacks_is_said(model, hub):
         ("config.json", None, "no config.json"),
         ("config.json", b"{", "is not JSON"),
         ("config.json", b'{"auto_map": {"AutoModel": "x.Y"}}', "names x.py, which is not there"),
-        ("model.safetensors", None, "training_args.bin may run code when read: load .* again with save_pretrained"),
+        ("model.safetensors", None, "has no weights in safetensors; give what `hf-attn train`"),
         ("model.safetensors", b"x" * 9, "is no safetensors file"),
         ("README.md", None, "has no README.md; write one with `hf-attn card"),
         ("README.md", b"---\na: [\n---\n", "its YAML cannot be read"),
@@ -119,8 +123,7 @@ def test_name_and_token_are_asked_for_before_anything_else(model, hub, monkeypat
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(ValueError, match="log in with `hf auth login`, or set HF_TOKEN"):
         push(LocalFiles(model), "me/vit", api=hub)
-    (model / "model.safetensors").unlink()
-    (model / "training_args.bin").unlink()
-    with pytest.raises(ValueError, match="has no weights in safetensors; give what `hf-attn train`"):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="may run code when read: `hf-attn convert .*` makes safetensors"):
         push(LocalFiles(model), "me/vit", api=hub)
     assert hub.repositories == {}
