@@ -137,7 +137,7 @@ def test_names_that_the_hub_does_not_take(repo):
         (refusal(HfHubHTTPError, 403, "no rights"), "refused this .no rights.; use a token that may write"),
         (refusal(HfHubHTTPError, 412), "somebody else changed it meanwhile; repeat"),
         (refusal(HfHubHTTPError, 500), "status 500.; repeat the command later"),
-        (OfflineModeIsEnabled("offline"), "cannot be reached, or hung up .offline.; check the network"),
+        (OfflineModeIsEnabled("offline"), "cannot be reached, or hung up .offline.; check network"),
     ],
 )
 def test_what_the_hub_answers_comes_with_its_remedy(error, said):

@@ -124,6 +124,6 @@ def test_name_and_token_are_asked_for_before_anything_else(model, hub, monkeypat
     with pytest.raises(ValueError, match="log in with `hf auth login`, or set HF_TOKEN"):
         push(LocalFiles(model), "me/vit", api=hub)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="may run code when read: `hf-attn convert .*` makes safetensors"):
+    with pytest.raises(ValueError, match=r"may run code when read: `hf-attn convert .*` makes safetensors"):
         push(LocalFiles(model), "me/vit", api=hub)
     assert hub.repositories == {}
