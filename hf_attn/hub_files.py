@@ -283,3 +283,6 @@ def hub_errors(repo: str, absent: str) -> Iterator[None]:
         raise ValueError(
             f"{repo}: the Hub cannot be reached, or hung up ({error}); check network, HF_ENDPOINT, HF_HUB_OFFLINE"
         ) from error
+    except RuntimeError as error:  # the client's, for a file of weights that did not get there
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise ValueError(f"{repo} is as it was: {' '.join(f'{error}{cause}'.split())}; repeat the command") from error
