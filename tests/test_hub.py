@@ -134,6 +134,7 @@ def pushed(hub, tmp_path_factory) -> tuple[dict, str]:
     return torch.load(home / "found.pt"), said
 
 
+@pytest.mark.slow
 def test_pushed_models_load_without_the_package_at_any_revision_and_from_the_cache(hub, pushed, tmp_path):
     better, first = hub.history("someone/vit")[:2]
     assert better.summary == "Better weights"
@@ -151,12 +152,14 @@ def test_pushed_models_load_without_the_package_at_any_revision_and_from_the_cac
             assert all(torch.equal(weight, expected[name][of]) for of, weight in found[name].items())
 
 
+@pytest.mark.slow
 def test_a_private_model_is_for_those_who_may_see_it(hub, pushed):
     assert hub.repositories["someone/vit"].private
     refusals = [line for line in pushed[1].splitlines() if line.startswith("refused")]
     assert refusals == ["refused False True", "refused hf_another True", "refused hf_wrong True"]
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_pushed_with_its_code_and_the_card_stays_ours(hub, pushed):
     files = hub.files("someone/trained")
     assert b"Our own words." in files["README.md"]

@@ -15,6 +15,8 @@ from tests.loopback_cards import card_faults, card_metadata, card_tags
 from tests.loopback_hub import LoopbackHub
 from tests.loopback_repositories import GIT_ATTRIBUTES, Refusal
 
+pytestmark = pytest.mark.slow  # of a tool of the tests: nine processes
+
 PRELUDE = """
 import json, sys
 from pathlib import Path
