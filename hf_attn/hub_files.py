@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -32,7 +33,7 @@ class Tensor(NamedTuple):
     shape: list[int]
 
 
-class ModelFiles:
+class ModelFiles(ABC):
     """The files of a model, without hidden ones.
 
     Args:
@@ -44,12 +45,13 @@ class ModelFiles:
         self.name = name
         self.sizes = {path: size for path, size in sorted(sizes.items()) if "/." not in f"/{path}"}
 
+    @abstractmethod
     def read(self, path: str) -> str:
-        raise NotImplementedError
+        """The text of a file."""
 
+    @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
         """What the headers of all `weights` say. Raises a ValueError for a damaged file."""
-        raise NotImplementedError
 
     @property
     def of_model(self) -> dict[str, int]:
