@@ -177,7 +177,13 @@ class HubFiles(ModelFiles):
             return
         with hub_errors(self.name, self.ABSENT):
             files = self.api.get_safetensors_metadata(self.name, revision=self.commit).files_metadata
-        for file in files.values():
+        for path, file in files.items():
+            data = max((tensor.data_offsets[1] for tensor in file.tensors.values()), default=0)
+            if self.sizes.get(path, data) < data:  # the client does not say how long the header before them is
+                raise ValueError(
+                    f"{self.name}/{path} is cut off: it has {self.sizes[path]:,} bytes, and its header says more than "
+                    f"{data:,}; upload it again"
+                )
             yield from (Tensor(name, tensor.dtype, tensor.shape) for name, tensor in file.tensors.items())
 
 

@@ -25,6 +25,7 @@ import pytest
 from transformers import set_seed
 
 from hf_attn.tokenization_translator import train_tokenizer
+from tests.hub_fake import save_model
 from tests.tiny import tiny_translator
 
 # Examples drawn from the test alone, so that a failure repeats; no deadline, so that a busy machine does not fail.
@@ -61,3 +62,14 @@ def translator_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save_pretrained(directory)
     tiny_translator(vocab_size=len(tokenizer)).save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def saved_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved classifier with what a training leaves beside it, to be read only; `vit` is a copy to change."""
+    return save_model(tmp_path_factory.mktemp("model") / "vit")
+
+
+@pytest.fixture
+def vit(saved_vit: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved_vit, tmp_path / "vit"))

@@ -1,14 +1,18 @@
 """A Hub in memory, for what stands in front of `HfApi`; and model directories to put on it."""
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard, ModelCardData
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    ModelCard,
+    ModelCardData,
+    parse_local_safetensors_file_metadata,
+)
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from hf_attn.hub_files import read_header
 from tests.tiny import tiny_vit
 
 ADDRESS = "https://hub.test"
@@ -78,8 +82,8 @@ class FakeHub:
         files = {}
         for path in self.repositories[repo][revision]:
             if path.endswith(".safetensors"):
-                tensors = read_header(Path(self.hf_hub_download(repo, path, revision=revision)))
-                files[path] = SimpleNamespace(tensors={tensor.name: tensor for tensor in tensors})
+                file = self.hf_hub_download(repo, path, revision=revision)
+                files[path] = parse_local_safetensors_file_metadata(file)
         return SimpleNamespace(files_metadata=files)
 
 
@@ -103,7 +107,3 @@ def write_card(directory: Path, **changes: object) -> None:
 def of_model(directory: Path) -> set[str]:
     """What `save_model` wrote that belongs to the model, its code too."""
     return {"README.md", "config.json", "model.safetensors", *(file.name for file in directory.glob("*.py"))}
-
-
-def copied(directory: Path, to: Path) -> Path:
-    return Path(shutil.copytree(directory, to))

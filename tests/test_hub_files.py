@@ -1,28 +1,17 @@
 """What is read of a model without loading it; what is damaged is named, with sizes and remedy."""
 
 import json
-from pathlib import Path
 
 import pytest
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RevisionNotFoundError
 
 from hf_attn.hub_files import HubFiles, LocalFiles, check_repo, hub_errors, open_files, read_header
-from tests.hub_fake import FakeHub, copied, of_model, refusal, save_model
+from tests.hub_fake import FakeHub, of_model, refusal
 from tests.tiny import tiny_vit
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "vit")
-
-
-@pytest.fixture
-def model(saved, tmp_path) -> Path:
-    return copied(saved, tmp_path / "vit")
-
-
-def test_the_header_says_what_the_weights_are(model):
-    tensors = {tensor.name: tensor for tensor in LocalFiles(model).tensors()}
+def test_the_header_says_what_the_weights_are(vit):
+    tensors = {tensor.name: tensor for tensor in LocalFiles(vit).tensors()}
     state = tiny_vit().state_dict()
     assert {name: list(weight.shape) for name, weight in state.items()} == {n: t.shape for n, t in tensors.items()}
     assert {tensor.dtype for tensor in tensors.values()} == {"F32"}
@@ -42,8 +31,8 @@ def test_shards_are_read_as_one(tmp_path):
         LocalFiles(tmp_path).weights()
 
 
-def test_a_file_of_another_size_than_its_header_says_is_refused(model):
-    file = model / "model.safetensors"
+def test_a_file_of_another_size_than_its_header_says_is_refused(vit):
+    file = vit / "model.safetensors"
     whole = file.read_bytes()
     for content, said in (
         (whole[:-1], rf"is cut off: it has {len(whole) - 1:,} bytes, and its header says at least {len(whole):,}"),
@@ -59,21 +48,21 @@ def test_a_file_of_another_size_than_its_header_says_is_refused(model):
             list(read_header(file))
 
 
-def test_what_belongs_to_the_model_and_what_to_its_training(saved, model):
-    (model / "pytorch_model.bin").write_bytes(b"")
-    files = LocalFiles(model)
-    assert set(files.of_model) == {"pytorch_model.bin", *of_model(saved)}
+def test_what_belongs_to_the_model_and_what_to_its_training(saved_vit, vit):
+    (vit / "pytorch_model.bin").write_bytes(b"")
+    files = LocalFiles(vit)
+    assert set(files.of_model) == {"pytorch_model.bin", *of_model(saved_vit)}
     assert {"a.tmp", "samples/1.png"} <= files.sizes.keys() - files.of_model.keys()
     assert ".hidden" not in files.sizes
     assert set(files.pickles) == {"pytorch_model.bin", "training_args.bin"}
 
 
-def test_code_that_config_names_is_looked_for(model):
-    config = json.loads((model / "config.json").read_text())
+def test_code_that_config_names_is_looked_for(vit):
+    config = json.loads((vit / "config.json").read_text())
     config["auto_map"] = {"AutoModel": "modeling_x.X", "AutoTokenizer": ["a/b--c.D", None], "AutoConfig": "deep.er.X"}
-    (model / "config.json").write_text(json.dumps(config))
-    (model / "modeling_x.py").write_text("raise SystemError('was run')")
-    assert LocalFiles(model).missing_code() == ["deep.er.py"]
+    (vit / "config.json").write_text(json.dumps(config))
+    (vit / "modeling_x.py").write_text("raise SystemError('was run')")
+    assert LocalFiles(vit).missing_code() == ["deep.er.py"]
 
 
 @pytest.mark.parametrize(
@@ -88,10 +77,10 @@ def test_code_that_config_names_is_looked_for(model):
         ("README.md", b"---\n- a\n---\n", LocalFiles.metadata, "is no list of `name: value`"),
     ],
 )
-def test_damaged_text_is_named(model, path, content, read, said):
-    (model / path).unlink() if content is None else (model / path).write_bytes(content)
+def test_damaged_text_is_named(vit, path, content, read, said):
+    (vit / path).unlink() if content is None else (vit / path).write_bytes(content)
     with pytest.raises(ValueError, match=said):
-        read(LocalFiles(model))
+        read(LocalFiles(vit))
 
 
 def test_what_is_no_model_is_refused(tmp_path):
@@ -107,15 +96,19 @@ def test_what_is_no_model_is_refused(tmp_path):
         LocalFiles(tmp_path / "nowhere")
 
 
-def test_a_model_on_the_hub_is_read_as_one_in_a_directory(saved, tmp_path):
+def test_a_model_on_the_hub_is_read_as_one_in_a_directory(saved_vit, tmp_path):
     hub = FakeHub(tmp_path)
     hub.create_repo("me/vit", exist_ok=True)
-    local = LocalFiles(saved)
-    hub.repositories["me/vit"]["main"] = {path: (saved / path).read_bytes() for path in local.sizes}
+    local = LocalFiles(saved_vit)
+    hub.repositories["me/vit"]["main"] = {path: (saved_vit / path).read_bytes() for path in local.sizes}
     there = HubFiles("me/vit", api=hub)
     assert there.sizes == local.sizes
     assert (there.config(), there.metadata()) == (local.config(), local.metadata())
     assert sorted(there.tensors()) == sorted(local.tensors())
+    cut = (saved_vit / "model.safetensors").read_bytes()[:5000]
+    hub.repositories["me/vit"]["cut"] = {**hub.repositories["me/vit"]["main"], "model.safetensors": cut}
+    with pytest.raises(ValueError, match=r"me/vit/model.safetensors is cut off: it has 5,000 bytes.*upload it again"):
+        list(HubFiles("me/vit", "cut", api=hub).tensors())
     with pytest.raises(ValueError, match="me/other: no such directory, and no such model that the Hub would give"):
         HubFiles("me/other", api=hub)
     with pytest.raises(ValueError, match="me/vit has no such --revision"):
