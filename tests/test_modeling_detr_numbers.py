@@ -17,11 +17,15 @@ SIZES = [(96, 128), (128, 64)]
 # --- transformers ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 @pytest.mark.parametrize(
-    ("backbone", "stride"),
-    [("resnet18", None), ("resnet18", 16), ("resnet50", None), ("resnet50", 16)],
-    ids=["R18", "R18-DC5", "R50", "R50-DC5"],
+    ("backbone", "stride", "kernel"),
+    [
+        ("resnet18", None, "sdpa"),
+        ("resnet18", 16, "eager"),
+        ("resnet50", None, "eager"),
+        ("resnet50", 16, "sdpa"),
+    ],
+    ids=["R18-sdpa", "R18-DC5-eager", "R50-eager", "R50-DC5-sdpa"],
 )
 @torch.no_grad()
 def test_logits_and_boxes_equal_those_of_transformers(backbone, stride, kernel):

@@ -41,6 +41,7 @@ def logged(runs: Path, run: str, name: str) -> dict[int, float]:
     return {entry["step"]: entry[name] for entry in state["log_history"] if name in entry}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", VIT_KILLS)
 def test_a_run_that_was_killed_ends_with_the_same_weights(runs, kill):
     outcomes = json.loads((runs / "outcomes.json").read_text())
@@ -52,6 +53,7 @@ def test_a_run_that_was_killed_ends_with_the_same_weights(runs, kill):
         assert all(torch.equal(expected[name], resumed[name]) for name in expected), result
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_that_accumulates(runs):
     outcomes = json.loads((runs / "outcomes.json").read_text())
     assert outcomes["one_as_two"] == [0] and outcomes["two"] == [0, 0]
@@ -64,6 +66,7 @@ def test_two_processes_train_as_one_that_accumulates(runs):
         assert one == pytest.approx(two, rel=1e-3, abs=1e-3), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", VIT_KILLS)
 def test_a_run_that_was_killed_logs_the_terms_of_its_loss_as_ever(runs, kill):
     for name in ("loss_ce", "loss_bbox", "loss_dn_giou"):
