@@ -32,7 +32,7 @@ def say(step: int, text: str) -> None:
     print(f"\n[{step}/4] {text}", flush=True)
 
 
-def train(text: str) -> TrainingResult:
+def train(source: str) -> TrainingResult:
     pairs, report = load_pairs(DATA, "de", "en")
     print(report)
     with Progress() as progress:
@@ -52,7 +52,8 @@ def train(text: str) -> TrainingResult:
             save_steps=100,
             eval_sentences=100,
             test_sentences=500,
-            data_name=f"{text}, sentences of up to {MAX_WORDS} words",
+            data_name=f"{SOURCES[source].title}, sentences of up to {MAX_WORDS} words",
+            data_license=SOURCES[source].licence,
             resume=RUN.exists(),
             progress=TrainingProgress(progress),
         )
@@ -86,11 +87,10 @@ def main() -> None:
     started = time.monotonic()
     print(f"hf_attn {hf_attn.__version__}: a German-English translator, trained here and now", flush=True)
     source = "lohelp" if apt_is_there() else "homeassistant"
-    text = SOURCES[source].title
-    say(1, f"German and English sentences: {text}")
+    say(1, f"German and English sentences: {SOURCES[source].title}")
     prepare_german_english(DATA, sources=[source], max_words=MAX_WORDS)
     say(2, f"Training for {TRAINING_MINUTES} minutes; Ctrl-C stops it, and the same command goes on from there")
-    result = train(text)
+    result = train(source)
     say(3, "Held-out sentences, of pages that training did not see")
     print("".join(score_lines("test", result.test.metrics)))
     places = show_translations(result)

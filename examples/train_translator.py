@@ -20,13 +20,13 @@ from typing import Annotated
 
 import datasets
 import typer
-from german_english import prepare_german_english
+from german_english import SOURCES, prepare_german_english
 
 from hf_attn.console import Progress, TrainingProgress, errors_in_one_line, score_lines
 from hf_attn.training.data import load_pairs
 from hf_attn.training.translator import evaluate_translator, train_translator
 
-SOURCES = ("lohelp", "ddtp", "ding")
+KINDS = ("lohelp", "ddtp", "ding")
 
 
 def test_split_of(source: str, data: Path) -> datasets.DatasetDict:
@@ -46,7 +46,7 @@ def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show where an error came from.")] = False,
 ) -> None:
     with errors_in_one_line(debug), Progress() as progress:
-        prepare_german_english(data, sources=list(SOURCES), max_words=25)
+        prepare_german_english(data, sources=list(KINDS), max_words=25)
         pairs, report = load_pairs(data, "de", "en")
         print(report)
         result = train_translator(
@@ -65,11 +65,12 @@ def main(
             save_steps=100,
             test_sentences=sentences,
             data_name="LibreOffice help, Debian package descriptions and example sentences of the Ding dictionary",
+            data_license="; ".join(f"{name}: {SOURCES[name].licence}" for name in KINDS),
             resume=resume,
             progress=TrainingProgress(progress),
         )
         print("".join(score_lines("test, all kinds", result.test.metrics)))
-        for source in SOURCES:
+        for source in KINDS:
             metrics = evaluate_translator(output, test_split_of(source, data), sentences=sentences).metrics
             print(f"{source:8} BLEU {metrics['bleu']:5.1f}  chrF {metrics['chrf']:5.1f}")
 

@@ -23,6 +23,7 @@ from hf_attn.commands_shared import (
     Accumulate,
     AsJson,
     AverageLast,
+    DataLicense,
     Debug,
     EarlyStopping,
     Epochs,
@@ -201,6 +202,7 @@ def train_detr_command(
     skip_bad: SkipBadData = False,
     max_bad_share: MaxBadShare = 0.0,
     license: License = None,
+    data_license: DataLicense = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -277,6 +279,7 @@ def train_detr_command(
                 num_workers=workers,
                 seed=seed,
                 data_name=Path(data).name,
+                data_license=data_license,
                 license=license,
                 **settings,
             )

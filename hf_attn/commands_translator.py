@@ -14,6 +14,7 @@ from hf_attn.commands_shared import (
     Accumulate,
     AsJson,
     AverageLast,
+    DataLicense,
     Debug,
     Device,
     EarlyStopping,
@@ -131,6 +132,7 @@ def train_translator_command(
     evaluate_every: EvaluateEvery = 500,
     max_bad_share: MaxBadShare = 0.1,
     license: License = None,
+    data_license: DataLicense = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -173,6 +175,7 @@ def train_translator_command(
             bf16=BF16[precision],
             seed=seed,
             data_name=Path(data).name,
+            data_license=data_license,
             license=license,
         )
     with errors_in_one_line(debug), text_output(None) as stream:

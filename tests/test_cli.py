@@ -251,7 +251,8 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_a_translator(pairs, tmp_path, monke
     )
     assert "is not empty; resume" in train(pairs, output, "--steps", 5).stderr
 
-    result = train(pairs, output, "--steps", 5, "--resume")
+    licences = ["--license", "mit", "--data-license", "CC0"]
+    result = train(pairs, output, "--steps", 5, "--resume", *licences)
     assert result.exit_code == 0, result.stderr
     assert "pairs.tsv: de-en pairs: 64 train, 8 validation, 8 test" in result.stderr
     first, second, *signatures = result.stdout.splitlines()
@@ -261,6 +262,9 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_a_translator(pairs, tmp_path, monke
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "learning_curve.png"} <= {
         path.name for path in output.iterdir()
     }
+
+    assert run("card", output, "--check").stdout == f"{output}/README.md: complete\n"
+    assert "Licence of the data: CC0." in (output / "README.md").read_text()
 
     languages = ["--source", "de", "--target", "en", "--model", output]
     evaluated = run("evaluate", "translator", pairs, *languages, "--output", tmp_path / "translations.txt")

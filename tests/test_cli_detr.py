@@ -167,6 +167,7 @@ def test_what_the_options_say_is_what_the_run_is(tmp_path):
         *["--backbone-learning-rate", 0.0005, "--decay", "step", "--decay-from", 0.5, "--clip", 0, "--no-flip"],
         *["--crop", "--colour-jitter", 0.2, "--no-conditional-attention", "--denoising-groups", 2, "--seed", 3],
         *["--class-loss", "cross_entropy", "--backbone", "resnet18", "--average-last", 2, "--license", "apache-2.0"],
+        *["--data-license", "CC-BY-4.0"],
         *["--class-names", "ring,box,star", "--layout", "yolo", "--evaluate-every", 1],
     )
     assert result.exit_code == 0, result.stderr
@@ -176,10 +177,13 @@ def test_what_the_options_say_is_what_the_run_is(tmp_path):
         **{"gradient_accumulation_steps": 2, "backbone_learning_rate": 0.0005, "decay": "step", "decay_from": 0.5},
         **{"max_grad_norm": 0, "flip": False, "crop": True, "colour_jitter": 0.2, "conditional_attention": False},
         **{"denoising_groups": 2, "class_loss": "cross_entropy", "backbone": "resnet18", "average_last": 2, "seed": 3},
-        **{"license": "apache-2.0", "data_name": "yolo", "bf16": False, "scales": [64], "longest_edge": 64},
+        **{"license": "apache-2.0", "data_license": "CC-BY-4.0", "data_name": "yolo", "bf16": False},
+        **{"scales": [64], "longest_edge": 64},
         **{"num_queries": 5, "batch_size": 4, "warmup_steps": 1, "eval_steps": 1, "preset": "tiny"},
     }
     assert {name: settings[name] for name in expected} == expected
+    assert run("card", output, "--check").stdout == f"{output}/README.md: complete\n"
+    assert "Licence of the data: CC-BY-4.0." in (output / "README.md").read_text()
     config = json.loads((output / "config.json").read_text())
     assert config["id2label"] == {"0": "ring", "1": "box", "2": "star"}
     assert (config["backbone"], config["hidden_size"], config["decoder_layers"]) == ("resnet18", 16, 2)

@@ -239,18 +239,8 @@ def test_what_the_options_say_is_what_the_run_is_pictures_with_several_classes_t
     result = train(
         *[table, output, "--steps", 2, "--warmup", 1, "--layer-decay", 0.9, "--ema", 0.5, "--weight-decay", 0.2],
         *["--mixup", 0.3, "--cutmix", 0.4, "--randaugment", "1,5", "--erase", 0.1, "--no-flip", "--crop", "inception"],
-        *[
-            "--drop-path",
-            0.2,
-            "--label-smoothing",
-            0,
-            "--accumulate",
-            2,
-            "--average-last",
-            2,
-            "--license",
-            "apache-2.0",
-        ],
+        *["--drop-path", 0.2, "--label-smoothing", 0, "--accumulate", 2, "--average-last", 2],
+        *["--license", "apache-2.0", "--data-license", "CC-BY-4.0"],
     )
     assert result.exit_code == 0, result.stderr
     settings = json.loads((output / "training_settings.json").read_text())["settings"]
@@ -258,11 +248,14 @@ def test_what_the_options_say_is_what_the_run_is_pictures_with_several_classes_t
         **{"max_steps": 2, "num_train_epochs": None, "warmup_steps": 1, "layer_decay": 0.9, "ema_decay": 0.5},
         **{"mixup": 0.3, "cutmix": 0.4, "randaugment": [1, 5.0], "erase": 0.1, "flip": False, "crop": "inception"},
         **{"drop_path_rate": 0.2, "label_smoothing": 0, "gradient_accumulation_steps": 2, "average_last": 2},
-        **{"license": "apache-2.0", "data_name": "animals.csv", "weight_decay": 0.2, "bf16": False, "image_size": 32},
+        **{"license": "apache-2.0", "data_license": "CC-BY-4.0", "data_name": "animals.csv", "weight_decay": 0.2},
+        **{"bf16": False, "image_size": 32},
     }
     assert {name: settings[name] for name in expected} == expected
     assert settings["model_config"] == {"hidden_size": 32, "intermediate_size": 32}
 
+    assert run("card", output, "--check").stdout == f"{output}/README.md: complete\n"
+    assert "Licence of the data: CC-BY-4.0." in (output / "README.md").read_text()
     assert "test: mean average precision " in result.stdout
     evaluated = run("evaluate", "vit", table, "--model", output, "--confusion-matrix", tmp_path / "confusion.png")
     assert evaluated.exit_code == 1

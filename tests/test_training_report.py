@@ -5,7 +5,7 @@ from huggingface_hub import ModelCard
 from matplotlib import image
 
 from hf_attn.training import report
-from hf_attn.training.report import plot_learning_curve, write_model_card
+from hf_attn.training.report import plot_learning_curve, write_translator_card
 
 LOG = [
     {"step": 10, "loss": 7.0, "target_tokens": 1000},
@@ -31,23 +31,27 @@ def card(tmp_path, **changes) -> ModelCard:
         "source_language": "de",
         "target_language": "en",
         "model_name": "de-en-tiny",
+        "config": {"hidden_size": 256},
         "parameters": 7_578_624,
         "sentence_pairs": {"train": 77000, "test": 1234},
         "data_name": "Help pages",
+        "data_license": "MPL-2.0",
         "snippet": 'Das ist "gut".',
         "examples": [{"source": "Guten\nTag", "reference": "Good day", "translation": "Good | day"}],
-        "settings": {"hidden_size": 256, "max_steps": None},
+        "settings": {"seed": 7, "max_steps": None},
         "scores": {"test": SCORES},
         "training": {
             "steps": 1500,
             "target_tokens": 2_500_000,
             "minutes": 9.87,
+            "target_tokens_per_second": 4221.6,
+            "hardware": "an abacus",
             "precision": "float32",
             "stopped": "x",
         },
         "license": "apache-2.0",
     }
-    return ModelCard.load(write_model_card(tmp_path, **{**facts, **changes}))
+    return ModelCard.load(write_translator_card(tmp_path, **{**facts, **changes}))
 
 
 def test_the_curve_is_drawn_over_the_steps(tmp_path, monkeypatch):
@@ -91,8 +95,11 @@ def test_the_card_says_what_was_measured(tmp_path):
         "| test | 1,234 | 12.3 | 34.6 | 2.346 |",
         "| train | 77,000 |",
         "| hidden_size | 256 |",
+        "| seed | 7 |",
+        "Help pages. Licence of the data: MPL-2.0.",
         "7.6 M parameters",
-        "1,500 optimizer steps over 2,500,000 target tokens in 9.9 minutes",
+        "1,500 optimizer steps over 2,500,000 target tokens in 9.9 minutes, 4,222 tokens a second, "
+        "on an abacus (float32); x.",
         "> Guten Tag",
         "*translation:* Good | day",
         "learning_curve.png",

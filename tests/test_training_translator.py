@@ -12,6 +12,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
 
+from hf_attn.hub_card import card_problems
+from hf_attn.hub_files import LocalFiles
 from hf_attn.tokenization_translator import train_tokenizer
 from hf_attn.training import settings
 from hf_attn.training.callbacks import ProgressEvent, TrainingInterrupted
@@ -62,9 +64,8 @@ def train(directory, data=None, **changes):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     events: list[ProgressEvent] = []
-    result = train(
-        tmp_path_factory.mktemp("run") / "de-en", progress=events.append, license="mit", data_name="Counting"
-    )
+    for_card = {"license": "mit", "data_name": "Counting", "data_license": "CC0"}
+    result = train(tmp_path_factory.mktemp("run") / "de-en", progress=events.append, **for_card)
     return result, events
 
 
@@ -128,7 +129,8 @@ def test_the_card_has_the_scores(trained):
         "bleu": round(result.metrics["test"]["bleu"], 2),
         "chrf": round(result.metrics["test"]["chrf"], 2),
     }
-    assert "| vocab_size | 300 |" in card.text and "Counting" in card.text
+    assert "| vocab_size | 300 |" in card.text and "Counting. Licence of the data: CC0." in card.text
+    assert card_problems(LocalFiles(result.output_dir)) == []
 
 
 def test_progress_goes_through_the_stages(trained):

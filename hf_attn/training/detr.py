@@ -42,7 +42,6 @@ from hf_attn.training.runs import (
     write_metrics,
 )
 from hf_attn.training.settings import open_run
-from hf_attn.training.vit_report import hardware
 
 logger = logging.get_logger(__name__)
 
@@ -247,8 +246,7 @@ def _report(
     tell: ProgressListener,
 ) -> DetrTrainingResult:
     scores = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-    training = {**training_facts(trainer), "hardware": hardware()}
-    parameters = trainer.model.num_parameters()
+    training, parameters = training_facts(trainer), trainer.model.num_parameters()
     metrics: dict[str, Any] = {"training": training, "parameters": parameters, **scores}
     write_metrics(metrics, output_dir)
     plot_detr_curve(trainer.state.log_history, output_dir / "learning_curve.png")

@@ -172,7 +172,6 @@ class DetrSettings(TrainingSettings):
         "eval_batch_size",
         "num_workers",
         "drawn_pictures",
-        "data_license",
     }
     MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset(
         {
@@ -221,7 +220,6 @@ class DetrSettings(TrainingSettings):
     test_pictures: int | None = None  # spread evenly over the test split; None: all
     average_last: int = 1
     data_name: str = "pictures"  # for the model card
-    data_license: str | None = None
 
     def __post_init__(self):
         if self.preset is None:

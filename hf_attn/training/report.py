@@ -1,9 +1,12 @@
 """What a training run leaves to be read: its learning curve as a picture and its model card."""
 
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +15,7 @@ from matplotlib.ticker import EngFormatter
 from hf_attn.training.checkpoints import whole_file
 from hf_attn.visualization import write_png
 
-TEMPLATE = Path(__file__).with_name("model_card.jinja")
+TEMPLATE = Path(__file__).with_name("translator_card.jinja")
 Curve = tuple[list[float], list[float]]  # steps and values
 
 
@@ -85,7 +88,7 @@ def _tokens_seen(log_history: Sequence[Mapping[str, float]]) -> str:
 
 def training_facts(trainer: Any) -> dict[str, Any]:
     """What a run did, of a trainer with `ResumableTraining`: `steps`, what it learned from (`pictures`,
-    `pictures_per_second`, or another unit), `minutes`, `precision`, and why it `stopped`."""
+    `pictures_per_second`, or another unit), `minutes`, `precision`, `hardware`, and why it `stopped`."""
     throughput, state = trainer.throughput, trainer.state
     stopped = "all steps taken"
     if state.global_step < state.max_steps:
@@ -97,19 +100,36 @@ def training_facts(trainer: Any) -> dict[str, Any]:
         "minutes": throughput.seconds / 60,
         f"{throughput.unit}_per_second": throughput.count / throughput.seconds,
         "precision": trainer.args.precision,
+        "hardware": hardware(),
         "stopped": stopped,
     }
 
 
-def write_model_card(
+def hardware() -> str:
+    """The processor or graphics card that computes, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} of {os.cpu_count()} CPU threads ({_processor_name()})"
+
+
+def _processor_name() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
+
+
+def write_translator_card(
     output_dir: str | Path,
     *,
     source_language: str,
     target_language: str,
     model_name: str,
+    config: Mapping[str, Any],
     parameters: int,
     sentence_pairs: Mapping[str, int],
     data_name: str,
+    data_license: str | None,
     snippet: str,
     examples: Sequence[Mapping[str, str]],
     settings: Mapping[str, Any],
@@ -121,13 +141,16 @@ def write_model_card(
 
     Args:
         source_language, target_language: ISO codes.
+        config: the shape of the model.
         sentence_pairs: how many each split has.
         data_name: what the data are, in a few words.
+        data_license: of the data.
         snippet: a source sentence for the lines that show how to use the model.
         examples: `source`, `reference` and `translation` of held-out sentences.
         settings: of the run.
         scores: for each split measured, the metrics of a `TranslatorEvaluation`.
-        training: `steps`, `target_tokens`, `minutes`, `precision` and `stopped`.
+        training: `steps`, `target_tokens`, `minutes`, `target_tokens_per_second`, `precision`, `hardware` and
+            `stopped`.
         license: an SPDX identifier as the Hub writes it; without one, none is claimed.
     """
     card_data = ModelCardData(
@@ -149,6 +172,7 @@ def write_model_card(
         source_language=source_language,
         target_language=target_language,
         license=license,
+        config=config,
         parameters=EngFormatter(places=1, sep=" ")(parameters),
         snippet=repr(snippet),
         examples=[{name: " ".join(text.split()) for name, text in example.items()} for example in examples],
@@ -158,12 +182,15 @@ def write_model_card(
         bleu_signature=first.get("bleu_signature"),
         chrf_signature=first.get("chrf_signature"),
         data_description=data_name,
+        data_license=data_license,
         sentence_pairs={split: f"{pairs:,}" for split, pairs in sentence_pairs.items()},
         settings={name: value for name, value in settings.items() if value is not None},
         steps=f"{training['steps']:,}",
         target_tokens=f"{training['target_tokens']:,}",
         minutes=f"{training['minutes']:.1f}",
+        tokens_per_second=f"{training['target_tokens_per_second']:,.0f}",
         precision=training["precision"],
+        hardware=training["hardware"],
         stopped=training["stopped"],
     )
 

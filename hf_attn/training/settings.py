@@ -30,7 +30,8 @@ class TrainingSettings(ABC):
         ValueError: if a number is out of range, or nothing says when to stop.
     """
 
-    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({*STOPS, "data_name", "license"})  # when a run is resumed
+    # When a run is resumed
+    MAY_CHANGE: ClassVar[frozenset[str]] = frozenset({*STOPS, "data_name", "data_license", "license"})
     MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset()
 
     max_steps: int | None = None  # whichever of the three is reached first
@@ -43,6 +44,7 @@ class TrainingSettings(ABC):
     early_stopping_patience: int | None = None
     bf16: bool | str = "auto"
     seed: int = 0
+    data_license: str | None = None  # in words, for the model card
     license: str | None = None  # SPDX identifier of the model
 
     @abstractmethod

@@ -41,7 +41,7 @@ from hf_attn.training.evaluation import generate_all, summed_loss
 from hf_attn.training.measuring import evenly_spread, load_saved
 from hf_attn.training.metrics import score_translations
 from hf_attn.training.optimization import choose_bf16, device_type
-from hf_attn.training.report import plot_learning_curve, training_facts, write_model_card
+from hf_attn.training.report import plot_learning_curve, training_facts, write_translator_card
 from hf_attn.training.sampler import TokenBatchSampler, TranslationCollator
 from hf_attn.training.settings import TranslatorSettings, check_data, open_run
 from hf_attn.training.trainer import TranslatorTrainer, TranslatorTrainingArguments
@@ -70,7 +70,7 @@ class TrainingResult:
     """What `train_translator` made.
 
     `metrics` is what metrics.json holds: `training` (`steps`, `target_tokens`, `minutes`, `target_tokens_per_second`,
-    `precision`, `stopped`), `parameters`, and the metrics of each split measured.
+    `precision`, `hardware`, `stopped`), `parameters`, and the metrics of each split measured.
     """
 
     output_dir: Path
@@ -338,17 +338,19 @@ def _report(
     with whole_file(output_dir / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     plot_learning_curve(trainer.state.log_history, output_dir / "learning_curve.png")
-    write_model_card(
+    write_translator_card(
         output_dir,
         source_language=run.source_language,
         target_language=run.target_language,
         model_name=output_dir.absolute().name,
+        config=_shape(trainer.model),
         parameters=parameters,
         sentence_pairs={split: len(pairs) for split, pairs in data.items()},
         data_name=run.data_name,
+        data_license=run.data_license,
         snippet=_of_usual_length(data["train"], 1)[0]["source"],
         examples=_examples(next(iter(evaluations.values()), None)),
-        settings={**_shape(trainer.model), **_card_settings(run)},
+        settings=_card_settings(run),
         scores=scores,
         training=training,
         license=run.license,
@@ -381,5 +383,5 @@ def _shape(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _card_settings(run: TranslatorSettings) -> dict[str, Any]:
-    elsewhere = {"source_language", "target_language", "model_config", "data_name", "license"}
+    elsewhere = {"source_language", "target_language", "model_config", "data_name", "data_license", "license"}
     return {name: value for name, value in asdict(run).items() if name not in elsewhere}

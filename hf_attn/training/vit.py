@@ -46,7 +46,7 @@ from hf_attn.training.settings import open_run
 from hf_attn.training.vit_evaluation import ViTEvaluation, evaluate_vit
 from hf_attn.training.vit_labels import LabelledPictures, class_names, count_labels, is_multi_label
 from hf_attn.training.vit_metrics import picture_scores
-from hf_attn.training.vit_report import hardware, plot_confusion, plot_learning_curve, write_vit_card
+from hf_attn.training.vit_report import plot_confusion, plot_learning_curve, write_vit_card
 from hf_attn.training.vit_settings import PRESETS, ViTSettings, check_picture_data
 from hf_attn.training.vit_trainer import ViTTrainer
 
@@ -321,8 +321,7 @@ def _report(
     tell: ProgressListener,
 ) -> ViTTrainingResult:
     scores = {split: evaluation.metrics for split, evaluation in evaluations.items()}
-    training = {**training_facts(trainer), "hardware": hardware()}
-    parameters = trainer.model.num_parameters()
+    training, parameters = training_facts(trainer), trainer.model.num_parameters()
     metrics: dict[str, Any] = {"training": training, "parameters": parameters, **scores}
     write_metrics(metrics, output_dir)
     plot_learning_curve(trainer.state.log_history, output_dir / "learning_curve.png")

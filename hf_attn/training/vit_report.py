@@ -1,13 +1,10 @@
 """What a training run of a picture classifier leaves to be read: curves, confusion matrix and model card."""
 
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from huggingface_hub import EvalResult, ModelCardData
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
@@ -204,20 +201,6 @@ def write_vit_card(
         hardware=training["hardware"],
         stopped=training["stopped"],
     )
-
-
-def hardware() -> str:
-    """The processor or graphics card that computes, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} of {os.cpu_count()} CPU threads ({_processor_name()})"
-
-
-def _processor_name() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (names or [platform.processor() or platform.machine()])[0]
 
 
 def eval_results(scores: Mapping[str, Mapping[str, Any]], data_name: str) -> list[EvalResult]:

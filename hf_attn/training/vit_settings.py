@@ -173,7 +173,6 @@ class ViTSettings(TrainingSettings):
         "test_pictures",
         "eval_batch_size",
         "num_workers",
-        "data_license",
     }
     MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset(
         {
@@ -226,7 +225,6 @@ class ViTSettings(TrainingSettings):
     test_pictures: int | None = None  # spread evenly over the test split; None: all
     average_last: int = 1
     data_name: str = "pictures"  # for the model card
-    data_license: str | None = None
 
     def __post_init__(self):
         if self.preset is None:
