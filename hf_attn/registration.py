@@ -65,6 +65,7 @@ def register_all() -> None:
         for auto_class, model in models.items():
             auto_class.register(config, model, exist_ok=True)
             model.register_for_auto_class(auto_class.__name__)
+            model.load_foreign = classmethod(_load_foreign)
             model.auto_map = {"AutoConfig": _reference(config)}
             model.auto_map |= {each.__name__: _reference(one) for each, one in models.items()}
             if config in PIPELINES:
@@ -77,6 +78,12 @@ def register_all() -> None:
             processor.register_for_auto_class("AutoImageProcessor")
     register_detection_pipeline()
     register_translation_pipeline()
+
+
+def _load_foreign(model: Any, source: Any, **kwargs: Any) -> Any | None:
+    from hf_attn.interchange.families import load  # many tables, for those who need them
+
+    return load(model, source, **kwargs)
 
 
 def _reference(named: type) -> str:

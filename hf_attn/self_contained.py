@@ -1,6 +1,7 @@
 """A model is saved with the code that reads it, and is read from safetensors alone."""
 
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 
@@ -15,6 +16,8 @@ class SelfContained:
     _auto_class: ClassVar[str | None]
     auto_map: ClassVar[dict[str, str]] = {}  # automatic class → module.Class
     custom_pipelines: ClassVar[dict[str, dict[str, Any]]] = {}  # task → what config.json says of it
+    # Makes a model of another library's checkpoint, or None of one of our own; only the package itself has it
+    load_foreign: ClassVar[Callable[..., Any] | None] = None
     config: Any
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -33,11 +36,18 @@ class SelfContained:
         use_safetensors: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' own, but pickled weights are refused unless asked for by `use_safetensors=False`.
+        """transformers' own, for checkpoints of other libraries too, which become a model of this class.
+
+        Pickled weights are refused unless asked for by `use_safetensors=False`.
 
         Raises:
             OSError: if there are no weights, or only pickled ones.
+            ValueError: if it is a checkpoint of another library that this model cannot be.
         """
+        if cls.load_foreign is not None and pretrained_model_name_or_path is not None and not args:
+            made = cls.load_foreign(pretrained_model_name_or_path, use_safetensors=use_safetensors, **kwargs)
+            if made is not None:
+                return made
         safe = use_safetensors is not False
         try:
             return super().from_pretrained(  # type: ignore[misc]

@@ -1,0 +1,46 @@
+"""A table of names is read in both directions, and nothing that it does not know goes through unseen."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hf_attn.interchange.names import STACKED, TRANSPOSED, VECTOR, Names, Row, with_bias
+
+TABLE = Names(
+    [
+        Row("cls", "token", VECTOR),
+        Row("blocks.{}.qkv", ("layers.{}.q", "layers.{}.k", "layers.{}.v"), STACKED),
+        Row("blocks.{}.kernel", "layers.{}.weight", TRANSPOSED),
+        *with_bias("norm", "final_norm"),
+    ],
+    beside=[r".*\.num_batches_tracked"],
+)
+
+
+def theirs() -> dict[str, torch.Tensor]:
+    layers = {f"blocks.{n}.{name}": torch.randn(6, 4) for n in (0, 11) for name in ("qkv", "kernel")}
+    return {"cls": torch.randn(1, 1, 4), "norm.weight": torch.randn(4), "norm.bias": torch.randn(4), **layers}
+
+
+def test_there_and_back_nothing_changes():
+    before = theirs()
+    taken = TABLE.take({**before, "bn.num_batches_tracked": torch.tensor(3)})
+    assert taken["token"].shape == (4,) and taken["layers.11.k"].shape == (2, 4)
+    assert_close(taken["layers.11.k"], before["blocks.11.qkv"][2:4])
+    assert_close(taken["layers.0.weight"], before["blocks.0.kernel"].T)
+    after = TABLE.give(taken)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_what_no_row_has_is_named():
+    with pytest.raises(ValueError, match=r"2 tensors that no such model has: blocks.x.qkv, norms.weight"):
+        TABLE.take({**theirs(), "norms.weight": torch.ones(4), "blocks.x.qkv": torch.ones(6, 4)})
+    with pytest.raises(ValueError, match=r"1 tensor that the format has no name for: layers.0.gate"):
+        TABLE.give({"layers.0.gate": torch.ones(1)})
+
+
+def test_a_name_of_ours_is_told_in_theirs():
+    assert TABLE.theirs("layers.3.k") == "blocks.3.qkv"
+    assert TABLE.theirs("final_norm.bias") == "norm.bias"
+    assert TABLE.theirs("unknown") == "unknown"
