@@ -10,35 +10,24 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig
 
-from hf_attn.interchange.loading import Table
+from hf_attn.interchange.loading import Kind
 from hf_attn.interchange.pickles import read_pickled_weights
 
 
-@dataclass(frozen=True)
-class FileFormat:
+@dataclass(frozen=True, kw_only=True)
+class FileFormat(Kind):
     """A kind of file that one of our models can be made of.
 
     Args:
         name: for `hf-attn import --format`.
-        title: for messages.
-        config_class: ours.
         recognise: whether tensors of such names are one.
         configure: makes our configuration of names and sizes; raises a ValueError for what our model cannot express.
-        table: makes the table of names.
-        head: how the names of our head begin.
-        resampled: how names begin of tensors that are resampled on loading where the configuration says so.
     """
 
     name: str
-    title: str
-    config_class: type[PreTrainedConfig]
     recognise: Callable[[Mapping[str, torch.Tensor]], bool]
     configure: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]]
-    table: Table
-    head: tuple[str, ...] = ()
-    resampled: tuple[str, ...] = ()
 
 
 def read_file(path: Path) -> dict[str, torch.Tensor]:

@@ -31,27 +31,57 @@ class Table(Protocol):
         """The names in a checkpoint with this configuration of ours; of its tensors, only names and shapes count."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """Checkpoints of another library that one of our models can be.
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is known of one kind of checkpoint.
 
     Args:
         title: for messages.
         config_class: ours.
-        configure: makes our configuration of theirs.
         table: makes the table of names, of a model with its head.
         head: how the names of our head begin, which fine-tuning may begin anew.
         resampled: how names begin of tensors that are resampled on loading where the configuration says so.
-        generation: the settings of `generate` that their config.json holds, for repositories without a file of them.
     """
 
     title: str
     config_class: type[PreTrainedConfig]
-    configure: Configure
     table: Table
     head: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Kind):
+    """Checkpoints of another library with their config.json.
+
+    Args:
+        configure: makes our configuration of theirs.
+        generation: the settings of `generate` that their config.json holds, for repositories without a file of them.
+    """
+
+    configure: Configure
     generation: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint, read as far as it takes to know which model of ours it is.
+
+    Args:
+        fields: of our configuration.
+        tensors: by our names, of a model with its head.
+        generation: settings of `generate`.
+    """
+
+    source: str
+    kind: Kind
+    fields: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    generation: GenerationConfig | None = None
+
+    @property
+    def has_head(self) -> bool:
+        return any(name.startswith(self.kind.head) for name in self.tensors) if self.kind.head else True
 
 
 def load_foreign(
@@ -75,30 +105,59 @@ def load_foreign(
         OSError: if there are no weights, or only pickled ones.
         ValueError: if our model cannot be that one, or tensors are missing, too many, or of other sizes.
     """
-    place = {name: kwargs[name] for name in PLACE if name in kwargs}
+    place = {name: kwargs.pop(name) for name in PLACE if name in kwargs}
     theirs = read_config(source, place)
     if theirs is None or theirs.get("model_type") in (None, model_class.config_class.model_type):
         return None
-    family = _family(source, theirs["model_type"], families, model_class)
-    try:
+    family = family_of(source, theirs["model_type"], families, model_class.config_class)
+    opened = open_checkpoint(source, family, theirs, place, safe=use_safetensors is not False)
+    return as_model(opened, model_class, **kwargs)
+
+
+def family_of(source: Any, model_type: str, families: Mapping[str, Family], config_class: Any = None) -> Family:
+    """Raises a ValueError for a type that no model of ours, or not the one with this configuration, can be."""
+    of_class = {kind: family for kind, family in families.items() if config_class in (None, family.config_class)}
+    if model_type not in of_class:
+        readable = ", ".join(map(repr, ([] if config_class is None else [config_class.model_type]) + list(of_class)))
+        raise ValueError(f"{source} is a model of type {model_type!r}; what can be read here is of type {readable}")
+    return of_class[model_type]
+
+
+def open_checkpoint(
+    source: str | os.PathLike, family: Family, theirs: Mapping[str, Any], place: dict[str, Any], safe: bool = True
+) -> Opened:
+    """Read a directory or a repository with config.json, as `load_foreign` does."""
+    with _said_of(source, family):
         fields = family.configure(theirs)
-        origin = family.config_class(**fields)
-        config, kwargs = _configuration(family, fields, kwargs)
-        stored = read_tensors(source, place, safe=use_safetensors is not False)
-        taken = family.table(origin, stored).take(stored)
-        weights = _fitting(taken, model_class, config, family, bool(kwargs.get("ignore_mismatched_sizes")))
-    except ValueError as error:
-        raise ValueError(f"{source} ({family.title}): {error}") from error
+        tensors = read_tensors(source, place, safe)
+        taken = family.table(family.config_class(**fields), tensors).take(tensors)
+    generation = None if family.generation is None else _generation(source, place, family.generation(theirs))
+    return Opened(str(source), family, fields, taken, generation)
+
+
+def as_model(opened: Opened, model_class: Any, **kwargs: Any) -> Any:
+    """The model. Arguments and errors are those of `load_foreign`."""
+    with _said_of(opened.source, opened.kind):
+        config, kwargs = _configuration(opened, kwargs)
+        weights = _fitting(opened, model_class, config, bool(kwargs.get("ignore_mismatched_sizes")))
     wants_report = kwargs.pop("output_loading_info", False)
-    kwargs = {name: value for name, value in kwargs.items() if name not in PLACE}
     with _no_report():
         model, report = model_class.from_pretrained(
             None, config=config, state_dict=weights, output_loading_info=True, **kwargs
         )
-    model.config._name_or_path = str(source)
-    if family.generation is not None and "generation_config" not in kwargs:
-        model.generation_config = _generation(source, place, family.generation(theirs))
+    model.config._name_or_path = opened.source
+    if opened.generation is not None and "generation_config" not in kwargs:
+        model.generation_config = opened.generation
     return (model, report) if wants_report else model
+
+
+@contextmanager
+def _said_of(source: Any, kind: Kind) -> Iterator[None]:
+    """Errors name the checkpoint and what it was taken for."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source} ({kind.title}): {error}") from error
 
 
 def _generation(source: Any, place: dict[str, Any], from_config: dict[str, Any]) -> GenerationConfig:
@@ -113,42 +172,30 @@ def _generation(source: Any, place: dict[str, Any], from_config: dict[str, Any])
 def _no_report() -> Iterator[None]:
     """Without transformers' report on missing tensors: those that may be missing were named before."""
     theirs = logging.get_logger("transformers.modeling_utils")
-    level = theirs.level
-    theirs.setLevel(logging.ERROR)
+    theirs.addFilter(_is_no_report)
     try:
         yield
     finally:
-        theirs.setLevel(level)
+        theirs.removeFilter(_is_no_report)
 
 
-def _family(source: Any, kind: str, families: Mapping[str, Family], model_class: Any) -> Family:
-    """Of a `model_type`; raises a ValueError for one that this class cannot be."""
-    readable = [repr(name) for name, family in families.items() if family.config_class is model_class.config_class]
-    if repr(kind) not in readable:
-        own = repr(model_class.config_class.model_type)
-        raise ValueError(
-            f"{source} is a model of type {kind!r}, which {model_class.__name__} cannot be; it can be those of type "
-            f"{', '.join([own, *readable])}"
-        )
-    return families[kind]
+def _is_no_report(record: Any) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
-def _configuration(
-    family: Family, fields: dict[str, Any], kwargs: dict[str, Any]
-) -> tuple[PreTrainedConfig, dict[str, Any]]:
+def _configuration(opened: Opened, kwargs: dict[str, Any]) -> tuple[PreTrainedConfig, dict[str, Any]]:
     """Our configuration, with what `kwargs` say instead; and the other `kwargs`."""
-    given = kwargs.pop("config", None)
+    given, wanted = kwargs.pop("config", None), opened.kind.config_class
     if given is None:
-        return family.config_class.from_dict(dict(fields), return_unused_kwargs=True, **kwargs)
-    if type(given) is not family.config_class:
-        raise ValueError(f"config is a {type(given).__name__} and must be a {family.config_class.__name__}")
+        return wanted.from_dict(dict(opened.fields), return_unused_kwargs=True, **kwargs)
+    if type(given) is not wanted:
+        raise ValueError(f"config is a {type(given).__name__} and must be a {wanted.__name__}")
     return given, kwargs
 
 
-def _fitting(
-    taken: dict[str, torch.Tensor], model_class: Any, config: PreTrainedConfig, family: Family, anew: bool
-) -> dict[str, torch.Tensor]:
+def _fitting(opened: Opened, model_class: Any, config: PreTrainedConfig, anew: bool) -> dict[str, torch.Tensor]:
     """The tensors that the model has. Raises a ValueError unless they are all of its own, in their sizes."""
+    taken, kind = opened.tensors, opened.kind
     with torch.device("meta"):
         model = model_class(config)
     wanted = {name: weight.shape for name, weight in model.state_dict().items()}
@@ -157,7 +204,7 @@ def _fitting(
         taken = {name.removeprefix(base): weight for name, weight in taken.items()}
     ignored = [re.compile(pattern) for pattern in model_class._keys_to_ignore_on_load_unexpected or ()]
     taken = {n: w for n, w in taken.items() if n in wanted or not any(p.search(n) for p in ignored)}
-    resized = tuple(name.removeprefix(base) for name in family.resampled) + family.resampled
+    resized = tuple(name.removeprefix(base) for name in kind.resampled) + kind.resampled
     other = {
         name
         for name, weight in taken.items()
@@ -165,7 +212,7 @@ def _fitting(
     }
     tied = set(model.all_tied_weights_keys)
     missing = wanted.keys() - taken.keys() - {name for name in tied if model.all_tied_weights_keys[name] in taken}
-    if anew and (begun := {name for name in missing | other if name.startswith(family.head)}):
+    if anew and (begun := {name for name in missing | other if name.startswith(kind.head)}):
         logger.warning(f"{', '.join(sorted(begun))} begin anew: the checkpoint's do not fit, or are not there")
         taken = {name: weight for name, weight in taken.items() if name not in begun}
         missing, other = missing - begun, other - begun
@@ -178,7 +225,7 @@ def _fitting(
         sizes = [f"{name} {tuple(taken[name].shape)} instead of {tuple(wanted[name])}" for name in other]
         faults.append(f"has other sizes than the model: {listed(sizes)}")
     if faults:
-        heads = bool(family.head) and all(name.startswith(family.head) for name in missing | other)
+        heads = bool(kind.head) and all(name.startswith(kind.head) for name in missing | other)
         remedy = "; for a head that begins anew, give num_labels=... and ignore_mismatched_sizes=True" if heads else ""
         raise ValueError("it " + ", and ".join(faults) + remedy)
     return taken
