@@ -108,6 +108,8 @@ def load_foreign(
         OSError: if there are no weights, or only pickled ones.
         ValueError: if our model cannot be that one, or tensors are missing, too many, or of other sizes.
     """
+    if kwargs.get("_from_auto"):  # then AutoConfig has found it to be one of ours
+        return None
     place = {name: kwargs.pop(name) for name in PLACE if name in kwargs}
     theirs = read_config(source, place)
     if theirs is None or theirs.get("model_type") in (None, model_class.config_class.model_type):
