@@ -46,3 +46,29 @@ def import_command(
 
         made = import_checkpoint(source, output, format=format, revision=revision, tell=tell)
         stream.write(json_line(made.facts()) if as_json else f"{made}\n")
+
+
+@use.command(
+    epilog="""
+**Examples**
+
+- `hf-attn export runs/photos --to transformers --output exported/photos`
+- `hf-attn export runs/mine --to ctranslate2 --output exported/mine`
+""",
+)
+def export(
+    *,
+    source: Annotated[str, typer.Argument(metavar="DIR", help="Directory, or name on the Hub, of a model.")],
+    to: Annotated[str, option("transformers, timm, ctranslate2 or onnx.")],
+    output: Annotated[Path, option("Directory to write, not there yet.", "--output", "-o")],
+    debug: Debug = False,
+) -> None:
+    """Write a model of this package for another library, with its processor or tokenizer.
+
+    What the other library lacks is an error that names it; nothing is then written. ONNX is checked in onnxruntime
+    before it is there.
+    """
+    with errors_in_one_line(debug), text_output(None) as stream:
+        from hf_attn.interchange.exporting import export_model
+
+        stream.write(f"{export_model(source, to, output)}: written for {to}\n")
