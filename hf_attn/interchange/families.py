@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from hf_attn.interchange import vit_transformers
 from hf_attn.interchange.files import FileFormat
 from hf_attn.interchange.loading import Family, load_foreign
-from hf_attn.interchange.vit_transformers import VIT
 
 # By the `model_type` of config.json, and by --format
-FAMILIES: dict[str, Family] = {"vit": VIT}
+FAMILIES: dict[str, Family] = {**vit_transformers.FAMILIES}
 FILES: tuple[FileFormat, ...] = ()
 FORMATS = {format.name: format for format in FILES}
 
