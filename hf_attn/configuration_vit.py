@@ -49,8 +49,8 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     class_token: bool = True  # False: big_vision's plain ViT, timm's sbb
     num_register_tokens: int = 0  # DINOv2 with registers: 4; timm's sbb: 1 or 4
-    # "mean" of the patches: big_vision, sbb; "attention": SigLIP, sbb "map"; side by side: "class_token_and_mean" of the
-    # patches, DINOv2's classifiers, and "prefix_tokens", the class token and DeiT's token of distillation, a register
+    # "mean" of the patches: big_vision, sbb; "attention": SigLIP, sbb "map". Side by side: "class_token_and_mean",
+    # DINOv2's classifiers; "prefix_tokens", the class token and DeiT's token of distillation, which is a register
     pooling: str = "class_token"
     final_norm: str = "before_pooling"  # "after_pooling": timm's mean-pooled models ("fc_norm")
     position_embedding: str = "learned"  # "sinusoids" on the grid: big_vision; "none": section D.4 of the paper

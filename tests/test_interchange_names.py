@@ -55,5 +55,5 @@ def test_several_of_theirs_may_be_one_of_ours():
     after = table.give(taken)
     assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
     assert table.theirs("classifiers.0") == "heads.0.left"
-    with pytest.raises(ValueError, match="there is heads.0.right, but not heads.0.left"):
+    with pytest.raises(ValueError, match=r"there is heads\.0\.right, but not heads\.0\.left"):
         table.take({"heads.0.right": torch.randn(2, 3)})

@@ -140,7 +140,7 @@ def test_a_head_begins_anew_only_where_that_is_asked_for(tmp_path, caplog):
     assert ours(pictures()).logits.shape == (2, 3)
     assert "classifier.bias, classifier.weight begin anew" in caplog.text
     of_transformers(*MODELS["vit"], tmp_path)
-    with pytest.raises(ValueError, match="lacks 3 tensors: decoder.bias, decoder.weight, model.embeddings.mask_token"):
+    with pytest.raises(ValueError, match=r"lacks 3 tensors: decoder\.bias, .*, model\.embeddings\.mask_token"):
         AttnViTForMaskedImageModeling.from_pretrained(tmp_path)
     AttnViTForMaskedImageModeling.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 

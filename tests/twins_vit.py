@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import sklearn.datasets
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import randomise
 
@@ -47,3 +49,8 @@ def difference(ours, theirs) -> float:
         assert ours.shape == theirs.shape
         return (ours - theirs).abs().max().item()
     return max(difference(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def picture() -> Image.Image:
+    """A real photograph, 640 x 427, that scikit-learn ships."""
+    return Image.open(Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg")

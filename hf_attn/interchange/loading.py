@@ -63,10 +63,12 @@ class Family(Kind):
     Args:
         configure: makes our configuration of theirs.
         generation: the settings of `generate` that their config.json holds, for repositories without a file of them.
+        processor: the settings of our image processor that it holds, for the same.
     """
 
     configure: Configure
     generation: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    processor: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ class Change(NamedTuple):
     """What differs beside the name. One tensor of theirs is one or more of ours; seldom, several of theirs are."""
 
     take: Callable[..., Sequence[torch.Tensor]]  # of each of theirs
-    give: Callable[[Sequence[torch.Tensor]], torch.Tensor | Sequence[torch.Tensor]]  # several for several of theirs
+    give: Callable[[Sequence[torch.Tensor]], Any]  # a tensor, or for several of theirs as many
 
 
 AS_IT_IS = Change(lambda theirs: [theirs], lambda ours: ours[0])

@@ -1,6 +1,6 @@
 """What the checkpoints of all Vision Transformers have in common: tokens and their positions, and the labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,11 @@ def image_processor(opened: Opened, place: dict[str, Any]) -> list[AttnViTImageP
         return []
 
 
+def processor_of_file(settings: Callable[[AttnViTConfig], dict[str, Any]]) -> Callable[..., list[Any]]:
+    """`companions` of a file of weights: what prepares pictures for such models."""
+    return lambda opened, place: [AttnViTImageProcessor(**settings(AttnViTConfig(**opened.fields)))]
+
+
 # What is the same for all kinds of checkpoints
 OF_ALL: dict[str, Any] = {
     "config_class": AttnViTConfig,
@@ -67,7 +72,7 @@ def positions(config: AttnViTConfig, theirs: str, registers: str, count: int, le
         theirs: the name of the positions, (1, tokens, d).
         registers: the name of the registers, (1, count, d).
         count: of the registers.
-        length: tokens that have a position: patches; class token and patches; or all.
+        length: tokens that have a position: patches; class token and patches; all; or 0, none.
 
     Raises:
         ValueError: if the grid of patches has another size.
@@ -78,6 +83,8 @@ def positions(config: AttnViTConfig, theirs: str, registers: str, count: int, le
         ours = (*((CLASS_POSITION,) if config.class_token else ()), REGISTERS, POSITIONS)
         return [Row((registers, theirs), ours, _positions_of_all(rows, columns, count))]
     apart = [Row(registers, REGISTERS, WITHOUT_BATCH)] if count else []
+    if length == 0:
+        return apart
     if before == 1 and config.class_token:
         return [*apart, Row(theirs, (CLASS_POSITION, POSITIONS), _positions(rows, columns))]
     if before == 0:
@@ -113,12 +120,18 @@ def _positions_of_all(rows: int, columns: int, count: int) -> Change:
     return Change(take, give)
 
 
+def side_or_pair(height: int, width: int) -> int | list[int]:
+    """A size as a configuration has it."""
+    return height if height == width else [height, width]
+
+
 def imagenet_labels(number: int) -> dict[str, object]:
     """`id2label`, and `label2id` where no two are the same, for as many classes as an ImageNet has; as timm does."""
     subset = infer_imagenet_subset({"num_classes": number})
     if subset is None:
         return label_fields([f"LABEL_{index}" for index in range(number)])
-    return label_fields(ImageNetInfo(subset).label_descriptions())
+    info = ImageNetInfo(subset)
+    return label_fields([info.index_to_description(index) for index in range(number)])
 
 
 def label_fields(names: Sequence[str]) -> dict[str, object]:
