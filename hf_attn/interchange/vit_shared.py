@@ -11,6 +11,7 @@ from hf_attn.configuration_vit import AttnViTConfig
 from hf_attn.image_processing_vit import AttnViTImageProcessor
 from hf_attn.interchange.loading import Opened
 from hf_attn.interchange.names import Change, Row
+from hf_attn.modeling_vit import AttnViTBackbone, AttnViTModel, AttnViTPreTrainedModel
 
 logger = logging.get_logger(__name__)
 
@@ -140,3 +141,15 @@ def label_fields(names: Sequence[str]) -> dict[str, object]:
         "id2label": dict(enumerate(names)),
         **({"label2id": {name: index for index, name in enumerate(names)}} if unique else {}),
     }
+
+
+def model_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The weights of one of our models by the names that they have in a model with a head.
+
+    Raises:
+        ValueError: if it is another model.
+    """
+    if not isinstance(model, AttnViTPreTrainedModel) or isinstance(model, AttnViTBackbone):
+        raise ValueError(f"a {type(model).__name__} cannot be exported; an AttnViTModel and those with a head can")
+    base = "model." if isinstance(model, AttnViTModel) else ""
+    return {f"{base}{name}": tensor.detach().cpu() for name, tensor in model.state_dict().items()}

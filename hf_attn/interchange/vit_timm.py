@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import Attention, AttentionPoolLatent, GELUTanh, LayerNorm, Mlp, PatchEmbed, QuickGELU
+from timm.layers import GELU, Attention, AttentionPoolLatent, GELUTanh, LayerNorm, Mlp, PatchEmbed, QuickGELU
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
@@ -38,6 +38,7 @@ from hf_attn.interchange.vit_shared import (
 
 ACTIVATIONS = {
     nn.GELU: "gelu",
+    GELU: "gelu",
     GELUTanh: "gelu_pytorch_tanh",
     QuickGELU: "quick_gelu",
     nn.SiLU: "silu",
