@@ -6,8 +6,6 @@ import pytest
 import timm
 import torch
 from timm.data import create_transform, resolve_model_data_config
-from tiny import tiny_vit
-from twins_vit import difference, picture
 
 from hf_attn import (
     AttnViTForImageClassification,
@@ -15,6 +13,8 @@ from hf_attn import (
     AttnViTImageProcessor,
 )
 from hf_attn.interchange.vit_export_timm import export_timm
+from tests.tiny import tiny_vit
+from tests.twins_vit import difference, picture
 
 MODELS = {
     "original": {"id2label": {0: "a", 1: "b", 2: "c"}},

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tiny import randomise, tiny_vit
 from transformers import (
     AutoImageProcessor,
     Dinov2ForImageClassification,
@@ -15,7 +14,6 @@ from transformers import (
     ViTModel,
     pipeline,
 )
-from twins_vit import difference, picture, pictures
 
 from hf_attn import (
     AttnViTBackbone,
@@ -24,6 +22,8 @@ from hf_attn import (
     AttnViTImageProcessor,
 )
 from hf_attn.interchange.vit_export_transformers import export_transformers
+from tests.tiny import randomise, tiny_vit
+from tests.twins_vit import difference, picture, pictures
 
 DINO = {"layer_scale_init": 0.5, "antialias_positions": False}
 CLASSIFIERS = {

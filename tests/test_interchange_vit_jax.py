@@ -5,12 +5,12 @@ import pytest
 import timm
 import torch
 from timm.data import ImageNetInfo
-from twins_vit import difference, pictures
 
 from hf_attn import AttnViTConfig, AttnViTForImageClassification, AttnViTImageProcessor
 from hf_attn.interchange.files import read_file
 from hf_attn.interchange.vit_jax import JAX_FILE, processor_settings
 from hf_attn.positions import grid_sinusoids
+from tests.twins_vit import difference, pictures
 
 WIDTH, HEADS, WIDE, LAYERS, PATCH, GRID = 24, 3, 40, 11, 8, 4  # eleven layers: numbers of two digits
 SHAPE = {"embed_dim": WIDTH, "num_heads": HEADS, "depth": LAYERS, "mlp_ratio": WIDE / WIDTH, "act_layer": "gelu_tanh"}

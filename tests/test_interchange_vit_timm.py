@@ -8,12 +8,12 @@ import torch
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import save_for_hf
-from tiny import randomise
 from transformers import pipeline
-from twins_vit import difference, picture, pictures, save_weights
 
 from hf_attn import AttnViTConfig, AttnViTForImageClassification, AttnViTImageProcessor, AttnViTModel
 from hf_attn.interchange.vit_timm import TIMM_FILE, heads_of, processor_settings_of_file
+from tests.tiny import randomise
+from tests.twins_vit import difference, picture, pictures, save_weights
 
 SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 4, "img_size": 32, "patch_size": 8, "num_classes": 5}
 MODELS = {  # architecture, and what makes it small

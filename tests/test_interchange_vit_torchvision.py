@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import randomise
 from torchvision.models import VisionTransformer, ViT_B_16_Weights, ViT_H_14_Weights
 from torchvision.models.vision_transformer import ConvStemConfig
-from twins_vit import difference, picture, pictures
 
 from hf_attn import AttnViTConfig, AttnViTForImageClassification, AttnViTImageProcessor
 from hf_attn.interchange.vit_torchvision import TORCHVISION_FILE, processor_settings
+from tests.tiny import randomise
+from tests.twins_vit import difference, picture, pictures
 
 SHAPE = {"image_size": 32, "patch_size": 8, "num_layers": 11, "num_heads": 2, "hidden_dim": 128, "mlp_dim": 72}
 

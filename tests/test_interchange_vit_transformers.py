@@ -24,7 +24,6 @@ from transformers import (
     ViTMAEModel,
     ViTModel,
 )
-from twins_vit import SMALL, difference, of_transformers, pictures, save_weights, weights
 
 from hf_attn import (
     AttnViTBackbone,
@@ -32,6 +31,7 @@ from hf_attn import (
     AttnViTForMaskedImageModeling,
     AttnViTModel,
 )
+from tests.twins_vit import SMALL, difference, of_transformers, pictures, save_weights, weights
 
 WIDE = {**SMALL, "intermediate_size": 48}
 DINO = {**SMALL, "mlp_ratio": 2}

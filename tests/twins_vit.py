@@ -6,7 +6,8 @@ import sklearn.datasets
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import randomise
+
+from tests.tiny import randomise
 
 SMALL = {
     "hidden_size": 32,

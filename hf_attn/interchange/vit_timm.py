@@ -319,7 +319,7 @@ def processor_settings(theirs: Mapping[str, Any]) -> dict[str, Any]:
 def processor_settings_of_file(config: AttnViTConfig) -> dict[str, Any]:
     """What timm does by default for a ViT: mean and deviation 0.5, bicubic, 90 % of each edge kept.
 
-    A file does not say it. AugReg's, SigLIP's and the original models have that mean; DeiT's and most of sbb's have
+    A file does not say it. The original models have that mean, AugReg's, SigLIP's and sbb's; DeiT's and DINOv2's have
     ImageNet's.
     """
     settings = {"input_size": (config.num_channels, *config.image_shape), "crop_pct": 0.9}
