@@ -105,18 +105,19 @@ def cell_fractions(rows: int, columns: int, device: torch.device | str | None = 
     return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1)
 
 
-def resample_grid(grid: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Learned positions of one grid as those of another: bicubic, antialiased, computed in float32 at least.
+def resample_grid(grid: torch.Tensor, rows: int, columns: int, antialias: bool = True) -> torch.Tensor:
+    """Learned positions of one grid as those of another: bicubic, computed in float32 at least.
 
     Args:
         grid: (old rows, old columns, dim).
+        antialias: as in timm. Without, torch's bicubic is another curve (a = -0.75 instead of -0.5), also upwards.
 
     Returns:
         (rows, columns, dim) in the grid's dtype.
     """
     precise = grid.to(torch.promote_types(grid.dtype, torch.float32))
     resampled = nn.functional.interpolate(
-        precise.permute(2, 0, 1).unsqueeze(0), size=(rows, columns), mode="bicubic", antialias=True
+        precise.permute(2, 0, 1).unsqueeze(0), size=(rows, columns), mode="bicubic", antialias=antialias
     )
     return resampled.squeeze(0).permute(1, 2, 0).to(grid.dtype)
 
