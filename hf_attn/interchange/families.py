@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from hf_attn.interchange.detr_transformers import DETR
 from hf_attn.interchange.loading import Family, load_foreign
 from hf_attn.interchange.vit_transformers import VIT
 
-FAMILIES: dict[str, Family] = {"vit": VIT}
+FAMILIES: dict[str, Family] = {"detr": DETR, "vit": VIT}
 
 
 def load(model_class: Any, source: Any, **kwargs: Any) -> Any | None:
