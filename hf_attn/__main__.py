@@ -1,14 +1,22 @@
 """The command line, installed as `hf-attn`: train, evaluate, use and publish models.
 
 Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 the work failed, 2 the command was wrong.
-The commands of each model stand in a file of their own, commands_*.py; those for any model in commands_hub.py.
+The commands of each model stand in a file of their own, commands_*.py; those for any model in commands_hub.py
+and commands_interchange.py.
 """
 
 from typing import Annotated
 
 import typer
 
-from hf_attn import __version__, commands_detr, commands_hub, commands_translator, commands_vit
+from hf_attn import (
+    __version__,
+    commands_detr,
+    commands_hub,
+    commands_interchange,
+    commands_translator,
+    commands_vit,
+)
 from hf_attn.commands_shared import option
 
 app = typer.Typer(
@@ -31,6 +39,7 @@ for commands in (commands_translator, commands_vit, commands_detr):
     evaluate_app.add_typer(commands.evaluate)
     app.add_typer(commands.use)
 app.add_typer(commands_hub.use)
+app.add_typer(commands_interchange.use)
 
 
 def main() -> None:

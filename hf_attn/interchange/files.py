@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hf_attn.interchange.loading import Kind
+from hf_attn.interchange.loading import Kind, Opened, said_of
 from hf_attn.interchange.pickles import read_pickled_weights
 
 
@@ -28,6 +28,15 @@ class FileFormat(Kind):
     name: str
     recognise: Callable[[Mapping[str, torch.Tensor]], bool]
     configure: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]]
+
+
+def open_file(path: Path, format: FileFormat) -> Opened:
+    """Read a file as what it was taken for, see `read_file`."""
+    tensors = read_file(path)
+    with said_of(path, format):
+        fields = format.configure(tensors)
+        taken = format.table(format.config_class(**fields), tensors).take(tensors)
+    return Opened(str(path), format, fields, taken)
 
 
 def read_file(path: Path) -> dict[str, torch.Tensor]:

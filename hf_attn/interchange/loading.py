@@ -43,6 +43,8 @@ class Kind:
         table: makes the table of names, of a model with its head.
         head: how the names of our head begin, which fine-tuning may begin anew.
         resampled: how names begin of tensors that are resampled on loading where the configuration says so.
+        companions: makes what prepares the model's input, of a checkpoint and PLACE's arguments: none where none is
+            there.
     """
 
     title: str
@@ -50,6 +52,7 @@ class Kind:
     table: Table
     head: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
+    companions: Callable[["Opened", dict[str, Any]], list[Any]] = lambda opened, place: []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,17 +110,22 @@ def load_foreign(
         OSError: if there are no weights, or only pickled ones.
         ValueError: if our model cannot be that one, or tensors are missing, too many, or of other sizes.
     """
+    if kwargs.get("_from_auto"):  # then AutoConfig has found it to be one of ours
+        return None
     place = {name: kwargs.pop(name) for name in PLACE if name in kwargs}
     theirs = read_config(source, place)
     if theirs is None or theirs.get("model_type") in (None, model_class.config_class.model_type):
         return None
-    family = family_of(source, theirs["model_type"], families, model_class.config_class)
+    family = family_of(source, theirs, families, model_class.config_class)
     opened = open_checkpoint(source, family, theirs, place, safe=use_safetensors is not False)
     return as_model(opened, model_class, **kwargs)
 
 
-def family_of(source: Any, model_type: str, families: Mapping[str, Family], config_class: Any = None) -> Family:
+def family_of(
+    source: Any, theirs: Mapping[str, Any], families: Mapping[str, Family], config_class: Any = None
+) -> Family:
     """Raises a ValueError for a type that no model of ours, or not the one with this configuration, can be."""
+    model_type = theirs.get("model_type")
     of_class = {kind: family for kind, family in families.items() if config_class in (None, family.config_class)}
     if model_type not in of_class:
         readable = ", ".join(map(repr, ([] if config_class is None else [config_class.model_type]) + list(of_class)))
@@ -129,7 +137,7 @@ def open_checkpoint(
     source: str | os.PathLike, family: Family, theirs: Mapping[str, Any], place: dict[str, Any], safe: bool = True
 ) -> Opened:
     """Read a directory or a repository with config.json, as `load_foreign` does."""
-    with _said_of(source, family):
+    with said_of(source, family):
         fields = family.configure(theirs)
         tensors = read_tensors(source, place, safe)
         taken = family.table(family.config_class(**fields), tensors).take(tensors)
@@ -139,7 +147,7 @@ def open_checkpoint(
 
 def as_model(opened: Opened, model_class: Any, **kwargs: Any) -> Any:
     """The model. Arguments and errors are those of `load_foreign`."""
-    with _said_of(opened.source, opened.kind):
+    with said_of(opened.source, opened.kind):
         config, kwargs = _configuration(opened, kwargs)
         weights = _fitting(opened, model_class, config, bool(kwargs.get("ignore_mismatched_sizes")))
     wants_report = kwargs.pop("output_loading_info", False)
@@ -154,7 +162,7 @@ def as_model(opened: Opened, model_class: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def _said_of(source: Any, kind: Kind) -> Iterator[None]:
+def said_of(source: Any, kind: Kind) -> Iterator[None]:
     """Errors name the checkpoint and what it was taken for."""
     try:
         yield

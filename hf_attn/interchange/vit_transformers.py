@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from hf_attn.configuration_vit import AttnViTConfig
-from hf_attn.interchange.loading import Family
+from hf_attn.image_processing_vit import AttnViTImageProcessor
+from hf_attn.interchange.loading import Family, Opened
 from hf_attn.interchange.names import VECTOR, Change, Names, Row, with_bias
 
 SAME_FIELDS = (
@@ -79,6 +80,14 @@ def positions(grid: tuple[int, int], prefix: int = 1) -> Change:
     return Change(take, give)
 
 
+def image_processor(opened: Opened, place: dict[str, Any]) -> list[AttnViTImageProcessor]:
+    """What prepares pictures for the model, where a file says how."""
+    try:
+        return [AttnViTImageProcessor.from_pretrained(opened.source, **place)]
+    except OSError:
+        return []
+
+
 VIT = Family(
     title="a ViT of transformers",
     config_class=AttnViTConfig,
@@ -86,4 +95,5 @@ VIT = Family(
     table=table,
     head=("classifier.",),
     resampled=("model.embeddings.positions", "model.embeddings.patch_embedding.weight"),
+    companions=image_processor,
 )

@@ -24,12 +24,16 @@ NOT_SHOWN = {"source_language", "target_language", "license", "model_config", "b
 NOT_SHOWN |= {"backbone_model"}
 
 
-def plain_card(files: LocalFiles, license: str | None = None) -> ModelCard:
+def plain_card(
+    files: LocalFiles, license: str | None = None, name: str | None = None, made_of: str | None = None
+) -> ModelCard:
     """The card of a model, from its configuration and the headers of its weights, and from training_settings.json and
     metrics.json where a training left them.
 
     Args:
         license: an SPDX identifier as the Hub writes it; by default that of the training, if it had one.
+        name: of the model; by default that of its directory.
+        made_of: the model on the Hub that has these weights in the format of another library.
 
     Raises:
         ValueError: if there is no model, or one of these files is damaged.
@@ -39,7 +43,7 @@ def plain_card(files: LocalFiles, license: str | None = None) -> ModelCard:
     metrics = _json(files, "metrics.json")
     results = _results(facts["model_type"], settings, metrics)
     license = license or settings.get("license")
-    name, ours = files.directory.absolute().name, facts["model_type"] in FAMILIES
+    name, ours = name or files.directory.absolute().name, facts["model_type"] in FAMILIES
     languages = [settings[side] for side in ("source_language", "target_language") if side in settings]
     card_data = ModelCardData(
         language=languages or None,
@@ -50,11 +54,13 @@ def plain_card(files: LocalFiles, license: str | None = None) -> ModelCard:
         metrics=sorted({result.metric_type for result in results}) or None,
         model_name=name,
         eval_results=results or None,
+        base_model=made_of,
     )
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
         model_name=name,
+        made_of=made_of,
         ours=ours,
         kind=facts["kind"],
         family=facts["family"],

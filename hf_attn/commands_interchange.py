@@ -1,0 +1,74 @@
+"""`hf-attn import` and `export`: checkpoints of other libraries become ours, and ours become theirs."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_attn.commands_shared import AsJson, Debug, Quiet, option
+from hf_attn.console import errors_in_one_line, json_line, text_output
+
+use = typer.Typer()
+
+
+@use.command(
+    "import",
+    epilog="""
+**Examples**
+
+- `hf-attn import Helsinki-NLP/opus-mt-en-de models/en-de`
+- `hf-attn import downloads/detr-r50-e632da11.pth models/detr`
+- `hf-attn import downloads/B_16.npz models/vit --format vit-jax`
+""",
+)
+def import_command(
+    *,
+    source: Annotated[str, typer.Argument(help="Directory, file of weights, or name on the Hub.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write, not there yet.")],
+    format: Annotated[str | None, option("What a file of weights is, where its names leave it open.")] = None,
+    revision: Annotated[str | None, option("Branch, tag or commit of a model on the Hub.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make another library's checkpoint a model of this package, with its processor or tokenizer.
+
+    transformers' Marian, ViT and DETR families, timm, and files of fairseq, JAX, torchvision and DETR's authors. Of
+    pickled files only tensors are read. The model runs once before OUT appears: it is right, or it is not there.
+    """
+    with errors_in_one_line(debug), text_output(None) as stream:
+        from hf_attn.interchange.importing import import_checkpoint
+
+        def tell(line: str) -> None:
+            if not quiet:
+                print(line, file=sys.stderr)
+
+        made = import_checkpoint(source, output, format=format, revision=revision, tell=tell)
+        stream.write(json_line(made.facts()) if as_json else f"{made}\n")
+
+
+@use.command(
+    epilog="""
+**Examples**
+
+- `hf-attn export runs/photos --to transformers --output exported/photos`
+- `hf-attn export runs/mine --to ctranslate2 --output exported/mine`
+""",
+)
+def export(
+    *,
+    source: Annotated[str, typer.Argument(metavar="DIR", help="Directory, or name on the Hub, of a model.")],
+    to: Annotated[str, option("transformers, timm, ctranslate2 or onnx.")],
+    output: Annotated[Path, option("Directory to write, not there yet.", "--output", "-o")],
+    debug: Debug = False,
+) -> None:
+    """Write a model of this package for another library, with its processor or tokenizer.
+
+    What the other library lacks is an error that names it; nothing is then written. ONNX is checked in onnxruntime
+    before it is there.
+    """
+    with errors_in_one_line(debug), text_output(None) as stream:
+        from hf_attn.interchange.exporting import export_model
+
+        stream.write(f"{export_model(source, to, output)}: written for {to}\n")

@@ -1,0 +1,69 @@
+"""`hf-attn export`: a model of ours becomes what another library loads."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+
+import hf_attn
+from hf_attn.registration import PROCESSORS
+from hf_attn.training.checkpoints import no_progress_bars
+
+# By target and `model_type`, the function of this package that writes a model, with its processor or tokenizer
+EXPORTS = {
+    "transformers": {
+        "attn_translator": "marian.export_transformers",
+        "attn_vit": "vit_export_transformers.export_transformers",
+        "attn_detr": "detr_transformers.export_transformers",
+    },
+    "timm": {"attn_vit": "vit_export_timm.export_timm"},
+    "ctranslate2": {"attn_translator": "ctranslate2.export_ctranslate2"},
+    "onnx": dict.fromkeys(("attn_translator", "attn_vit", "attn_detr"), "onnx.export_onnx"),
+}
+
+
+def export_model(source: str | Path, to: str, output_dir: str | Path) -> Path:
+    """Write a model for another library, with what prepares its input, whole or not at all.
+
+    Args:
+        source: a directory that holds a model of ours, or a name on the Hub.
+        to: "transformers", "timm", "ctranslate2" or "onnx".
+        output_dir: not there yet, or empty.
+
+    Raises:
+        FileExistsError: if there is something in `output_dir`.
+        FileNotFoundError: if there is no such model.
+        ImportError: if the other library is needed and not installed.
+        ValueError: if that library has no such model; the message names what it lacks.
+    """
+    source, output_dir = str(source), Path(output_dir)
+    if to not in EXPORTS:
+        raise ValueError(f"--to {to!r} is unknown; use {', '.join(sorted(EXPORTS))}")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"{output_dir} is there already; give a directory that is not")
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise FileNotFoundError(f"{source} holds no model: it has no config.json; give what save_pretrained wrote")
+    config = AutoConfig.from_pretrained(source)
+    known = {model_type for functions in EXPORTS.values() for model_type in functions}
+    if config.model_type not in known:
+        raise ValueError(f"{source} is a model of type {config.model_type!r}, not ours; `hf-attn import` makes it one")
+    if config.model_type not in EXPORTS[to]:
+        kinds = ", ".join(sorted(EXPORTS[to]))
+        raise ValueError(f"{to} has no model of type {config.model_type!r}; what it can be given is of type {kinds}")
+    module, name = EXPORTS[to][config.model_type].split(".")
+    write: Callable[..., Any] = getattr(import_module(f"hf_attn.interchange.{module}"), name)
+    with no_progress_bars():
+        model = getattr(hf_attn, config.architectures[0]).from_pretrained(source, dtype=torch.float32)
+        write(model, output_dir, _companion(source, type(config)))
+    return output_dir
+
+
+def _companion(source: str, config_class: type) -> Any | None:
+    """The image processor or the tokenizer beside a model, if there is one."""
+    try:
+        return (AutoImageProcessor if config_class in PROCESSORS else AutoTokenizer).from_pretrained(source)
+    except (OSError, ValueError):
+        return None
