@@ -90,7 +90,8 @@ def from_transformers_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def from_detr_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of transformers' DetrImageProcessor, or of its DetrFeatureExtractor of old.
 
-    What they say of annotations is left out: here boxes become fractions of the visible picture whatever they say.
+    What they say of annotations is left out: here boxes become fractions of the visible picture whatever they say, and
+    panoptic segments are not read.
 
     Raises:
         ValueError: for a setting that `AttnDetrImageProcessor` cannot express.
@@ -98,8 +99,6 @@ def from_detr_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     kind = settings.get("image_processor_type") or settings.get("feature_extractor_type") or "DetrImageProcessor"
     if not kind.startswith(DETR_KINDS):
         raise ValueError(f"{kind} may resize by another rule than DETR's; set size, image_mean, ... yourself")
-    if settings.get("format", "coco_detection") not in ("coco_detection", "AnnotationFormat.COCO_DETECTION"):
-        raise ValueError(f"{kind} reads annotations of format {settings['format']!r}, but only boxes are read here")
     left_out = (*TRANSFORMERS_BOOKKEEPING, *VALUE_SETTINGS, *DETR_BOOKKEEPING)
     given = {name: value for name, value in settings.items() if value is not None and name not in left_out}
     translated = _value_settings(settings)

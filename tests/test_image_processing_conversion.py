@@ -181,6 +181,7 @@ def test_transformers_processors_for_detr(theirs, tmp_path):
         DeformableDetrImageProcessor().to_dict(),
         {"image_processor_type": "DetrImageProcessorFast", "size": {"shortest_edge": 800, "longest_edge": 1333}},
         {"image_processor_type": "DetrImageProcessor", "pad_and_return_pixel_mask": True, "crop_size": None},
+        {"image_processor_type": "DetrImageProcessor", "format": "coco_panoptic"},  # pictures are prepared as ever
         # facebook/detr-resnet-50 as it was first, and later
         {"feature_extractor_type": "DetrFeatureExtractor", "format": "coco_detection", "max_size": 1333, "size": 800},
         {
@@ -207,7 +208,6 @@ def test_the_longest_edge_of_files_of_version_4():
     [
         ({"do_rescale": False}, "values must be rescaled by 1/255"),
         ({"rescale_factor": 1 / 127.5}, "values must be rescaled by 1/255"),
-        ({"format": "coco_panoptic"}, "annotations of format 'coco_panoptic', but only boxes are read here"),
         (
             {"image_processor_type": "YolosImageProcessor"},
             "YolosImageProcessor may resize by another rule than DETR's",

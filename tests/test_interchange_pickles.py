@@ -2,11 +2,12 @@
 
 import json
 import pickle
+from argparse import Namespace
 
 import pytest
 import torch
 
-from hf_attn.interchange.pickles import convert_pickled_weights
+from hf_attn.interchange.pickles import convert_pickled_weights, read_pickled_weights
 from tests.tiny import tiny_translator, tiny_vit
 
 
@@ -63,6 +64,17 @@ def test_what_is_no_weights_is_refused_and_leaves_nothing(held, message, tmp_pat
     with pytest.raises(ValueError, match=message):
         convert_pickled_weights(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+
+
+@pytest.mark.parametrize("name", ["model", "state_dict"])
+def test_of_a_training_script_the_model_is_read_and_its_arguments_run_nothing(name, tmp_path):
+    file = tmp_path / "checkpoint.pth"
+    rest = {"optimizer": {"state": {0: {"step": torch.ones(1)}}}, "epoch": 3}
+    torch.save({name: {"weight": torch.arange(3.0)}, **rest, "args": Namespace(lr=0.1)}, file)
+    assert read_pickled_weights(file)["weight"].tolist() == [0, 1, 2]
+    torch.save({name: {"weight": torch.ones(1)}, "args": Namespace(lr=Bomb())}, file)
+    with pytest.raises(ValueError, match="holds more than tensors, or is broken"):
+        read_pickled_weights(file)
 
 
 def test_without_pickles_or_with_safetensors_there_is_nothing_to_do(tmp_path):

@@ -4,12 +4,19 @@ from typing import Any
 
 from hf_attn.interchange import vit_jax, vit_timm, vit_torchvision, vit_transformers
 from hf_attn.interchange.checkpoints import PLACE, read_config
+from hf_attn.interchange.detr_original import DETR_ORIGINAL
+from hf_attn.interchange.detr_transformers import DETR
 from hf_attn.interchange.files import FileFormat
 from hf_attn.interchange.loading import Family, load_foreign
 
 # By the `model_type` of config.json, and by --format
-FAMILIES: dict[str, Family] = {**vit_transformers.FAMILIES, **vit_timm.FAMILIES}
-FILES: tuple[FileFormat, ...] = (vit_timm.TIMM_FILE, vit_jax.JAX_FILE, vit_torchvision.TORCHVISION_FILE)
+FAMILIES: dict[str, Family] = {**vit_transformers.FAMILIES, **vit_timm.FAMILIES, "detr": DETR}
+FILES: tuple[FileFormat, ...] = (
+    vit_timm.TIMM_FILE,
+    vit_jax.JAX_FILE,
+    vit_torchvision.TORCHVISION_FILE,
+    DETR_ORIGINAL,
+)
 FORMATS = {format.name: format for format in FILES}
 
 

@@ -17,6 +17,8 @@ from hf_attn.interchange.names import Names, counted, listed
 
 logger = logging.get_logger(__name__)
 
+COUNTER = ".num_batches_tracked"  # of batch norm, which checkpoints lack that have frozen it; it begins at 0
+
 
 class Configure(Protocol):
     def __call__(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,7 +205,10 @@ def _configuration(opened: Opened, kwargs: dict[str, Any]) -> tuple[PreTrainedCo
     """Our configuration, with what `kwargs` say instead; and the other `kwargs`."""
     given, wanted = kwargs.pop("config", None), opened.kind.config_class
     if given is None:
-        return wanted.from_dict(dict(opened.fields), return_unused_kwargs=True, **kwargs)
+        fields = dict(opened.fields)
+        if kwargs.get("num_labels") not in (None, len(fields.get("id2label") or ())):  # then names are others', too
+            fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
+        return wanted.from_dict(fields, return_unused_kwargs=True, **kwargs)
     if type(given) is not wanted:
         raise ValueError(f"config is a {type(given).__name__} and must be a {wanted.__name__}")
     return given, kwargs
@@ -218,6 +223,8 @@ def _fitting(opened: Opened, model: Any, anew: bool) -> dict[str, torch.Tensor]:
         taken = {name.removeprefix(base): weight for name, weight in taken.items()}
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     taken = {n: w for n, w in taken.items() if n in wanted or not any(p.search(n) for p in ignored)}
+    counters = [name for name in wanted if name.endswith(COUNTER) and name not in taken]
+    taken |= {name: torch.zeros(wanted[name], dtype=torch.long) for name in counters}
     heads = kind.head + kind.other_heads
     resized, head = ((*names, *(name.removeprefix(base) for name in names)) for names in (kind.resampled, heads))
     other = {

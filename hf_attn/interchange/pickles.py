@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from argparse import Namespace  # attributes and nothing else: a training script's arguments
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 from hf_attn.training.checkpoints import whole_file
+
+MODEL = ("model", "state_dict")  # where training scripts put a model's tensors
 
 
 def convert_pickled_weights(directory: str | Path) -> list[Path]:
@@ -68,17 +71,23 @@ def _convert(source: Path, target: Path) -> Path:
 def read_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file that `torch.save` has written, by name.
 
+    Of a training script's checkpoint, those of its model: what else is there, as the optimizer's state, is left out.
+
     Raises:
         ValueError: if it holds anything else, or is broken.
     """
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with torch.serialization.safe_globals([Namespace]):
+            found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{path} holds more than tensors, or is broken ({reason}); it is not read further, for what is pickled "
             "can run code. Get the weights as safetensors, or from whom you trust"
         ) from error
+    for name in MODEL:
+        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
+            found = found[name]
     if not isinstance(found, Mapping) or not all(isinstance(weight, torch.Tensor) for weight in found.values()):
         raise ValueError(f"{path} holds a {type(found).__name__}, not tensors by name (a state_dict)")
     return dict(found)
