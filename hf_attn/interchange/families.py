@@ -4,10 +4,12 @@ from typing import Any
 
 from hf_attn.interchange.files import FileFormat
 from hf_attn.interchange.loading import Family, load_foreign
+from hf_attn.interchange.m2m import M2M
+from hf_attn.interchange.marian import MARIAN
 from hf_attn.interchange.vit_transformers import VIT
 
 # By the `model_type` of config.json, and by --format
-FAMILIES: dict[str, Family] = {"vit": VIT}
+FAMILIES: dict[str, Family] = {"vit": VIT, "marian": MARIAN, "m2m_100": M2M}
 FILES: tuple[FileFormat, ...] = ()
 FORMATS = {format.name: format for format in FILES}
 

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -60,10 +60,12 @@ class Family(Kind):
     Args:
         configure: makes our configuration of theirs.
         generation: the settings of `generate` that their config.json holds, for repositories without a file of them.
+        own_generation: settings that only our models know, and that make them generate as theirs do.
     """
 
     configure: Configure
     generation: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    own_generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def open_checkpoint(
         tensors = read_tensors(source, place, safe)
         taken = family.table(family.config_class(**fields), tensors).take(tensors)
     generation = None if family.generation is None else _generation(source, place, family.generation(theirs))
+    for name, value in family.own_generation.items():  # update() knows only transformers' own
+        setattr(generation, name, value)
     return Opened(str(source), family, fields, taken, generation)
 
 
