@@ -11,7 +11,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel
 
 from hf_attn import AttnTranslatorForConditionalGeneration as Translator
 from hf_attn import AttnTranslatorModel
-from hf_attn.interchange.marian import save_marian
+from hf_attn.interchange.marian import export_transformers
 from tests.tiny import randomise, tiny_translator
 
 PAD = 60
@@ -205,7 +205,7 @@ def test_sharded_half_precision_base_model_and_overrides(tmp_path):
 def test_what_is_saved_is_a_marian_again(variant, tmp_path):
     theirs = marian(**VARIANTS[variant])
     ours = Translator.from_pretrained(save(theirs, tmp_path / "theirs", **SEARCH)).eval()
-    save_marian(ours, tmp_path / "back")
+    export_transformers(ours, tmp_path / "back")
     back, report = MarianMTModel.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(report.values())
     batch = sources(4)
@@ -215,7 +215,7 @@ def test_what_is_saved_is_a_marian_again(variant, tmp_path):
 
 def test_what_no_marian_can_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="norm_position is 'pre', but 'post' in every Marian translator"):
-        save_marian(tiny_translator(norm_position="pre", position_layout="halves"), tmp_path)
+        export_transformers(tiny_translator(norm_position="pre", position_layout="halves"), tmp_path)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hf_attn.interchange.fairseq import FAIRSEQ
 from hf_attn.interchange.files import FileFormat
 from hf_attn.interchange.loading import Family, load_foreign
 from hf_attn.interchange.m2m import M2M
@@ -10,7 +11,7 @@ from hf_attn.interchange.vit_transformers import VIT
 
 # By the `model_type` of config.json, and by --format
 FAMILIES: dict[str, Family] = {"vit": VIT, "marian": MARIAN, "m2m_100": M2M}
-FILES: tuple[FileFormat, ...] = ()
+FILES: tuple[FileFormat, ...] = (FAIRSEQ,)
 FORMATS = {format.name: format for format in FILES}
 
 

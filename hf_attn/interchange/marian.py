@@ -1,7 +1,6 @@
 """Marian's translators as transformers keeps them: the OPUS-MT models, Helsinki-NLP/opus-mt-*."""
 
 import copy
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, MarianConfig
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME, logging
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.generation_translator import OWN_ENTRIES
@@ -24,7 +23,7 @@ from hf_attn.interchange.fairseq_names import (
 )
 from hf_attn.interchange.loading import Family
 from hf_attn.interchange.names import Change, Names, Row, looked_at
-from hf_attn.training.checkpoints import whole_file
+from hf_attn.training.checkpoints import whole_directory
 
 logger = logging.get_logger(__name__)
 
@@ -112,8 +111,8 @@ MARIAN = Family(
 )
 
 
-def save_marian(model: Any, output_dir: str | os.PathLike) -> None:
-    """Write a translator as a `MarianMTModel`: config.json, model.safetensors and generation_config.json.
+def export_transformers(model: Any, output_dir: str | os.PathLike, tokenizer: Any | None = None) -> None:
+    """Write a translator as a `MarianMTModel`, with its tokenizer and its settings of `generate`.
 
     Raises:
         ValueError: if a Marian translator cannot be what this one is; the message names the setting.
@@ -127,26 +126,28 @@ def save_marian(model: Any, output_dir: str | os.PathLike) -> None:
     config.share_embeddings &= config.tie_word_embeddings  # else the source's table is written for the target, too
     copies = model.all_tied_weights_keys.keys() - (set() if config.share_embeddings else {TARGET})
     weights = {name: weight for name, weight in weights.items() if name not in copies}
-    theirs = MarianConfig(
+    given = {name: weight.contiguous() for name, weight in table(config, {}).give(weights).items()}
+    with whole_directory(Path(output_dir)) as temporary:
+        save_file(given, temporary / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        _their_config(config).save_pretrained(temporary)
+        _their_search_settings(model).save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+
+
+def _their_config(config: AttnTranslatorConfig) -> MarianConfig:
+    return MarianConfig(
         **{name: getattr(config, name) for name in SAME_FIELDS},
-        d_model=config.hidden_size,
-        share_encoder_decoder_embeddings=config.share_embeddings,
         **{
             name.format(stack): getattr(config, ours)
             for ours, name in ONE_FOR_BOTH.items()
             for stack in ("encoder", "decoder")
         },
+        d_model=config.hidden_size,
+        share_encoder_decoder_embeddings=config.share_embeddings,
         decoder_vocab_size=config.target_vocab_size,
         architectures=["MarianMTModel"],
     )
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    given = {name: weight.contiguous() for name, weight in table(config, {}).give(weights).items()}
-    with whole_file(output_dir / SAFE_WEIGHTS_NAME) as temporary:
-        save_file(given, temporary, metadata={"format": "pt"})
-    with whole_file(output_dir / CONFIG_NAME) as temporary:
-        temporary.write_text(json.dumps(theirs.to_diff_dict(), indent=2) + "\n", encoding="utf-8")
-    _their_search_settings(model).save_pretrained(output_dir)
 
 
 def _their_search_settings(model: Any) -> GenerationConfig:
