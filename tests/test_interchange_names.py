@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_attn.interchange.names import STACKED, TRANSPOSED, VECTOR, Change, Names, Row, with_bias
+from hf_attn.interchange.names import STACKED, TRANSPOSED, VECTOR, Change, Names, Row, looked_at, with_bias
 
 TABLE = Names(
     [
@@ -57,3 +57,16 @@ def test_several_of_theirs_may_be_one_of_ours():
     assert table.theirs("classifiers.0") == "heads.0.left"
     with pytest.raises(ValueError, match=r"there is heads\.0\.right, but not heads\.0\.left"):
         table.take({"heads.0.right": torch.randn(2, 3)})
+
+
+def test_a_tensor_may_be_looked_at_and_left_out():
+    def ones(tensor: torch.Tensor) -> None:
+        if not (tensor == 1).all():
+            raise ValueError("it is not 1")
+
+    table = Names([*with_bias("norm", "final_norm"), looked_at("layers.{}.scale", ones)])
+    ours = {"norm.weight": torch.randn(4), "norm.bias": torch.randn(4)}
+    assert table.take({**ours, "layers.3.scale": torch.ones(2)}).keys() == {"final_norm.weight", "final_norm.bias"}
+    assert table.give(table.take(ours)).keys() == ours.keys()
+    with pytest.raises(ValueError, match=r"layers.3.scale: it is not 1"):
+        table.take({**ours, "layers.3.scale": torch.zeros(2)})

@@ -6,12 +6,22 @@ from hf_attn.interchange import vit_jax, vit_timm, vit_torchvision, vit_transfor
 from hf_attn.interchange.checkpoints import PLACE, read_config
 from hf_attn.interchange.detr_original import DETR_ORIGINAL
 from hf_attn.interchange.detr_transformers import DETR
+from hf_attn.interchange.fairseq import FAIRSEQ
 from hf_attn.interchange.files import FileFormat
 from hf_attn.interchange.loading import Family, load_foreign
+from hf_attn.interchange.m2m import M2M
+from hf_attn.interchange.marian import MARIAN
 
 # By the `model_type` of config.json, and by --format
-FAMILIES: dict[str, Family] = {**vit_transformers.FAMILIES, **vit_timm.FAMILIES, "detr": DETR}
+FAMILIES: dict[str, Family] = {
+    "marian": MARIAN,
+    "m2m_100": M2M,
+    **vit_transformers.FAMILIES,
+    **vit_timm.FAMILIES,
+    "detr": DETR,
+}
 FILES: tuple[FileFormat, ...] = (
+    FAIRSEQ,
     vit_timm.TIMM_FILE,
     vit_jax.JAX_FILE,
     vit_torchvision.TORCHVISION_FILE,

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -66,11 +66,13 @@ class Family(Kind):
         configure: makes our configuration of theirs.
         generation: the settings of `generate` that their config.json holds, for repositories without a file of them.
         processor: the settings of our image processor that it holds, for the same.
+        own_generation: settings that only our models know, and that make them generate as theirs do.
     """
 
     configure: Configure
     generation: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     processor: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    own_generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def open_checkpoint(
         tensors = read_tensors(source, place, safe)
         taken = family.table(family.config_class(**fields), tensors).take(tensors)
     generation = None if family.generation is None else _generation(source, place, family.generation(theirs))
+    for name, value in family.own_generation.items():  # update() knows only transformers' own
+        setattr(generation, name, value)
     return Opened(str(source), family, fields, taken, generation)
 
 

@@ -24,7 +24,8 @@ STACKED = Change(lambda theirs: theirs.chunk(3), lambda ours: torch.cat(list(our
 
 
 class Row(NamedTuple):
-    """`{}` stands for the number of a layer, the same on both sides."""
+    """`{}` stands for the number of a layer, the same on both sides. A row of no tensor of ours is only looked at:
+    its change raises a ValueError where the tensor is not what the model takes it for, and gives nothing."""
 
     theirs: str | tuple[str, ...]
     ours: str | tuple[str, ...]
@@ -34,6 +35,16 @@ class Row(NamedTuple):
 def with_bias(theirs: str, ours: str) -> list[Row]:
     """The weight and the bias of a layer."""
     return [Row(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
+
+
+def looked_at(theirs: str, check: Callable[[torch.Tensor], None]) -> Row:
+    """A tensor that has no counterpart; `check` raises a ValueError if something would be lost without it."""
+
+    def take(tensor: torch.Tensor) -> list[torch.Tensor]:
+        check(tensor)
+        return []
+
+    return Row(theirs, (), Change(take, lambda ours: ours[0]))
 
 
 class Names:
@@ -52,7 +63,7 @@ class Names:
         """Their tensors under our names.
 
         Raises:
-            ValueError: for tensors that are in no row, or lack those that they are one with.
+            ValueError: for tensors that are in no row, lack those that they are one with, or that a change refuses.
         """
         taken: dict[str, torch.Tensor] = {}
         unknown = []
@@ -63,13 +74,19 @@ class Names:
                 if missing := [other for other in together if other not in theirs]:
                     raise ValueError(f"there is {name}, but not {listed(missing)}")
                 if name == together[0]:
-                    changed = row.change.take(*(theirs[each] for each in together))
-                    taken.update(zip(_filled(row.ours, layer), changed, strict=True))
+                    taken.update(self._changed(row, layer, [theirs[each] for each in together]))
             elif not any(pattern.fullmatch(name) for pattern in self.beside):
                 unknown.append(name)
         if unknown:
             raise ValueError(f"{counted(unknown, 'tensor')} that no such model has: {listed(unknown)}")
         return taken
+
+    @staticmethod
+    def _changed(row: Row, layer: str, theirs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        try:
+            return dict(zip(_filled(row.ours, layer), row.change.take(*theirs), strict=True))
+        except ValueError as error:
+            raise ValueError(f"{_filled(row.theirs, layer)[0]}: {error}") from error
 
     def give(self, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Our tensors under their names.
@@ -79,6 +96,8 @@ class Names:
         """
         left, given = dict(ours), dict[str, torch.Tensor]()
         for _, row in self.rows:
+            if not row.ours:
+                continue
             first, *_ = _filled(row.ours, None)
             pattern = _pattern(first)
             for name in [name for name in left if pattern.fullmatch(name)]:

@@ -55,7 +55,8 @@ def export_timm(model: Any, output_dir: str | Path, processor: AttnViTImageProce
     if not config.antialias_positions:
         logger.warning("timm resamples positions in another way: answers differ for pictures of other sizes")
     if config.position_embedding == "sinusoids":
-        tensors[POSITIONS] = grid_sinusoids(*config.grid_shape, config.hidden_size).to(model.dtype)
+        rows, columns = config.grid_shape
+        tensors[POSITIONS] = grid_sinusoids(rows, columns, config.hidden_size).to(model.dtype)
     arguments = _arguments(config, len(tensors.get("classifier.bias", ())))
     architecture = DISTILLED if config.pooling == "prefix_tokens" else ARCHITECTURES[config.layer_norm_eps]
     preprocessing = {} if processor is None else timm_settings(processor)
