@@ -43,7 +43,9 @@ class PatchEmbedding(nn.Conv2d):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of patches in a picture."""
-        return -(-height // self.kernel_size[0]), -(-width // self.kernel_size[1])
+        patch_height, patch_width = self.kernel_size
+        # not -(-height // patch_height): ONNX, to which this is exported, rounds whole numbers towards zero
+        return (height + patch_height - 1) // patch_height, (width + patch_width - 1) // patch_width
 
 
 class ViTEmbeddings(nn.Module):
