@@ -36,6 +36,8 @@ translate_onnx = importlib.import_module("translate_onnx")
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 VIT_VARIANTS = {
+    "DINOv2": {"antialias_positions": False, "pooling": "class_token_and_mean", "image_size": 40},
+    "DeiT": {"pooling": "prefix_tokens", "num_register_tokens": 1, "image_size": [96, 72]},
     "eager": {"attn_implementation": "eager"},
     "sinusoids": {"position_embedding": "sinusoids", "pooling": "mean", "final_norm": "after_pooling"},
     "attention": {"pooling": "attention", "class_token": False, "layer_scale_init": 0.1, "query_key_norm": True},
