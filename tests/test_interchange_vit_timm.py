@@ -10,7 +10,13 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import save_for_hf
 from transformers import pipeline
 
-from hf_attn import AttnViTConfig, AttnViTForImageClassification, AttnViTImageProcessor, AttnViTModel
+from hf_attn import (
+    AttnDetrImageProcessor,
+    AttnViTConfig,
+    AttnViTForImageClassification,
+    AttnViTImageProcessor,
+    AttnViTModel,
+)
 from hf_attn.interchange.importing import import_checkpoint
 from hf_attn.interchange.vit_timm import TIMM_FILE, heads_of, processor_settings_of_file
 from tests.tiny import randomise
@@ -118,6 +124,8 @@ def test_the_processor_is_what_config_json_says(tmp_path):
     assert processor.size == {"height": 24, "width": 32} and processor.crop_pct == 0.8
     assert processor.image_mean == [0.1, 0.2, 0.3] and processor.image_std == [0.4] * 3
     assert processor.resample.name == "BILINEAR"
+    with pytest.raises(OSError, match="Can't load image processor"):
+        AttnDetrImageProcessor.from_pretrained(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="Can't load image processor"):
         AttnViTImageProcessor.from_pretrained(tmp_path / "empty")

@@ -150,6 +150,14 @@ def test_a_head_begins_anew_only_where_that_is_asked_for(tmp_path, caplog):
     AttnViTForMaskedImageModeling.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
+@pytest.mark.parametrize("name", ["vit", "deit"])
+def test_positions_are_interpolated_as_by_transformers_where_that_is_asked_for(name, tmp_path):
+    theirs = of_transformers(*MODELS[name], tmp_path)
+    ours = AttnViTModel.from_pretrained(tmp_path, antialias_positions=False)
+    expected = theirs(pictures(48, 24), interpolate_pos_encoding=True).last_hidden_state
+    assert difference(ours(pictures(48, 24)).last_hidden_state, expected) < 1e-5
+
+
 def test_another_picture_or_patch_resamples(tmp_path):
     """At the size of loading as at the sizes seen later, and patches as their pictures."""
     theirs = of_transformers(Dinov2Model, Dinov2Config(**DINO), tmp_path)
