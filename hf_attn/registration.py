@@ -1,5 +1,6 @@
 """What makes the models known to transformers: `AutoModel.from_pretrained` and `pipeline` find them by name."""
 
+from functools import partial
 from typing import Any
 
 from transformers import (
@@ -76,7 +77,7 @@ def register_all() -> None:
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
         for processor in processors.values():
             processor.register_for_auto_class("AutoImageProcessor")
-            processor.load_foreign = staticmethod(_load_foreign_processor)
+            processor.load_foreign = partial(_load_foreign_processor, config)
     register_detection_pipeline()
     register_translation_pipeline()
 
@@ -87,10 +88,10 @@ def _load_foreign(model: Any, source: Any, **kwargs: Any) -> Any | None:
     return load(model, source, **kwargs)
 
 
-def _load_foreign_processor(source: Any, **kwargs: Any) -> dict[str, Any] | None:
+def _load_foreign_processor(config_class: Any, source: Any, **kwargs: Any) -> dict[str, Any] | None:
     from hf_attn.interchange.families import load_processor
 
-    return load_processor(source, **kwargs)
+    return load_processor(config_class, source, **kwargs)
 
 
 def _reference(named: type) -> str:

@@ -37,7 +37,8 @@ def parameters_by_formula(config: AttnViTConfig) -> int:
     layer += 2 * d * (config.layer_scale_init is not None)
     layer += 2 * 2 * d // config.num_attention_heads * config.query_key_norm
     pooling = (d + attention + norm + feed_forward) * (config.pooling == "attention")
-    classifier = d * config.num_labels + config.num_labels
+    read = {"class_token_and_mean": 2, "prefix_tokens": 1 + config.num_register_tokens}.get(config.pooling, 1)
+    classifier = read * d * config.num_labels + config.num_labels
     return embedding + positions + tokens + config.num_hidden_layers * layer + norm + pooling + classifier
 
 
@@ -124,6 +125,8 @@ def test_256_by_256_pixels_are_64_patches_of_32_by_32():
     [
         {"query_key_norm": True},
         {"pooling": "attention", "num_register_tokens": 3, "class_token": False},
+        {"pooling": "class_token_and_mean", "num_register_tokens": 3},
+        {"pooling": "prefix_tokens", "num_register_tokens": 3},
         {"position_on_class_token": False, "layer_scale_init": 0.1, "image_size": (16, 40), "patch_size": [8, 4]},
     ],
 )
@@ -198,6 +201,11 @@ def test_every_layer_is_a_stage_of_the_backbone():
         ({"position_embedding": "rope"}, "position_embedding 'rope' is unknown; use one of learned, sinusoids, none"),
         ({"final_norm": "none"}, "final_norm 'none' is unknown; use one of before_pooling, after_pooling"),
         ({"class_token": False}, "pooling 'class_token' needs class_token=True; pool by 'mean' or 'attention'"),
+        ({"class_token": False, "pooling": "prefix_tokens"}, "pooling 'prefix_tokens' needs class_token=True"),
+        (
+            {"pooling": "class_token_and_mean", "final_norm": "after_pooling"},
+            "final_norm 'after_pooling' does not fit pooling 'class_token_and_mean'; use 'before_pooling'",
+        ),
         ({"position_embedding": "sinusoids", "hidden_size": 18, "num_attention_heads": 2}, "hidden_size 18 .*of 4"),
         ({"dropout": 1}, r"dropout 1 is not in \[0, 1\)"),
         ({"attention_dropout": -0.1}, r"attention_dropout -0.1 is not in \[0, 1\)"),

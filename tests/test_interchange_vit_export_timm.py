@@ -80,7 +80,7 @@ def test_pictures_are_prepared_alike(settings, tmp_path):
         ({"pooling": "class_token_and_mean"}, "timm lacks pooling 'class_token_and_mean'"),
         ({"num_register_tokens": 3, "pooling": "prefix_tokens"}, "pooling 'prefix_tokens' but for DeiT's"),
         ({"activation_function": "mish"}, "activation_function 'mish'"),
-        ({"layer_norm_eps": 1e-12}, "layer_norm_eps 1e-12: load the model with one of 1e-06 or 1e-05"),
+        ({"layer_norm_eps": 1e-12}, "layer_norm_eps 1e-12: set 1e-06 or 1e-05 in config.json"),
         ({"image_size": 30, "pad_to_patch": True}, r"an image_size \(30\) that is padded"),
     ],
 )

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from transformers import (
+    BitImageProcessorPil,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
     DeiTForMaskedImageModeling,
+    DeiTImageProcessorPil,
     DeiTModel,
     Dinov2Backbone,
     Dinov2Config,
@@ -19,19 +21,22 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTForMaskedImageModeling,
+    ViTImageProcessorPil,
     ViTMAEConfig,
     ViTMAEForPreTraining,
     ViTMAEModel,
     ViTModel,
+    pipeline,
 )
 
 from hf_attn import (
     AttnViTBackbone,
     AttnViTForImageClassification,
     AttnViTForMaskedImageModeling,
+    AttnViTImageProcessor,
     AttnViTModel,
 )
-from tests.twins_vit import SMALL, difference, of_transformers, pictures, save_weights, weights
+from tests.twins_vit import SMALL, difference, of_transformers, picture, pictures, save_weights, weights
 
 WIDE = {**SMALL, "intermediate_size": 48}
 DINO = {**SMALL, "mlp_ratio": 2}
@@ -145,6 +150,14 @@ def test_a_head_begins_anew_only_where_that_is_asked_for(tmp_path, caplog):
     AttnViTForMaskedImageModeling.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
+@pytest.mark.parametrize("name", ["vit", "deit"])
+def test_positions_are_interpolated_as_by_transformers_where_that_is_asked_for(name, tmp_path):
+    theirs = of_transformers(*MODELS[name], tmp_path)
+    ours = AttnViTModel.from_pretrained(tmp_path, antialias_positions=False)
+    expected = theirs(pictures(48, 24), interpolate_pos_encoding=True).last_hidden_state
+    assert difference(ours(pictures(48, 24)).last_hidden_state, expected) < 1e-5
+
+
 def test_another_picture_or_patch_resamples(tmp_path):
     """At the size of loading as at the sizes seen later, and patches as their pictures."""
     theirs = of_transformers(Dinov2Model, Dinov2Config(**DINO), tmp_path)
@@ -153,6 +166,44 @@ def test_another_picture_or_patch_resamples(tmp_path):
     assert ours.embeddings.positions.shape == (2, 5, 32)
     assert difference(ours(x).last_hidden_state, theirs(x).last_hidden_state) < 1e-5
     assert AttnViTModel.from_pretrained(tmp_path, patch_size=4).embeddings.positions.shape == (8, 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("their_class", "settings"),
+    [
+        (ViTImageProcessorPil, {"size": 32}),
+        (DeiTImageProcessorPil, {"size": {"height": 40, "width": 40}, "crop_size": 32}),
+        (BitImageProcessorPil, {"size": {"shortest_edge": 40}, "crop_size": 32, "do_convert_rgb": True}),  # DINOv2's
+    ],
+)
+def test_pictures_are_prepared_and_classified_as_by_transformers(their_class, settings, tmp_path):
+    names = dict(enumerate("abcde"))
+    theirs = of_transformers(ViTForImageClassification, ViTConfig(**WIDE, id2label=names), tmp_path)
+    their_class(**settings).save_pretrained(tmp_path)
+    ours = AttnViTForImageClassification.from_pretrained(tmp_path)
+    processor = AttnViTImageProcessor.from_pretrained(tmp_path)
+    with picture() as flower:
+        x = their_class.from_pretrained(tmp_path)(flower, return_tensors="pt").pixel_values
+        assert difference(processor(flower, return_tensors="pt").pixel_values, x) < 1e-5
+        expected = theirs(x).logits.softmax(-1)[0].sort(descending=True)
+        found = pipeline("image-classification", model=ours, image_processor=processor)(flower, top_k=5)
+    assert [answer["label"] for answer in found] == [names[index] for index in expected.indices.tolist()]
+    assert difference(torch.tensor([answer["score"] for answer in found]), expected.values) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model_class", "config"),
+    [
+        (ViTForImageClassification, ViTConfig(num_labels=1000)),
+        (DeiTForImageClassificationWithTeacher, DeiTConfig(num_labels=1000)),
+        (Dinov2WithRegistersForImageClassification, Dinov2WithRegistersConfig(patch_size=14, image_size=518)),
+    ],
+)
+def test_models_of_full_size_give_the_same_logits(model_class, config, tmp_path):
+    theirs = of_transformers(model_class, config, tmp_path, std=0.02)
+    ours = AttnViTForImageClassification.from_pretrained(tmp_path)
+    assert difference(ours(pictures(224, 224)).logits, theirs(pictures(224, 224)).logits) < 1e-5
 
 
 def test_what_cannot_be_expressed_is_named(tmp_path):

@@ -21,6 +21,8 @@ READERS = {
     "mean": {"pooling": "mean", "class_token": False},
     "mean beside a class token": {"pooling": "mean", "num_register_tokens": 1},
     "attention pooling": {"pooling": "attention", "class_token": False, "num_register_tokens": 1},
+    "class token and mean": {"pooling": "class_token_and_mean", "num_register_tokens": 1},
+    "prefix": {"pooling": "prefix_tokens", "num_register_tokens": 1},
 }
 
 
@@ -48,9 +50,10 @@ def shares_of_tokens(model, pixel_values) -> torch.Tensor:
             model(pixel_values)
         of_patches = record.maps["model.attention_pooling.attention"][0].mean(dim=1).squeeze(1)
         return torch.cat([torch.zeros(2, prefix), of_patches], dim=1)
-    if model.config.pooling == "mean":
-        return torch.cat([torch.zeros(prefix), torch.ones(tokens - prefix) / (tokens - prefix)]).expand(2, -1)
-    return torch.eye(tokens)[:1].expand(2, -1)
+    class_token = torch.eye(tokens)[:1].expand(2, -1)
+    mean = torch.cat([torch.zeros(prefix), torch.ones(tokens - prefix) / (tokens - prefix)]).expand(2, -1)
+    of_pooling = {"mean": mean, "class_token": class_token, "class_token_and_mean": (class_token + mean) / 2}
+    return of_pooling.get(model.config.pooling, torch.eye(tokens)[:prefix].mean(0).expand(2, -1))
 
 
 # --- on maps ---------------------------------------------------------------------------------------------------------

@@ -24,10 +24,10 @@ def pictures(*size: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(2, 3, *(size or (32, 32)), generator=torch.Generator().manual_seed(seed))
 
 
-def of_transformers(model_class, config, directory: Path, in_memory: bool = False):
+def of_transformers(model_class, config, directory: Path, in_memory: bool = False, std: float = 0.2):
     """A randomised model of transformers, saved by the names on disk, as transformers does, or by those in memory."""
     torch.manual_seed(0)
-    model = randomise(model_class(config)).eval()
+    model = randomise(model_class(config), std=std).eval()
     model.save_pretrained(directory)
     if in_memory:
         save_weights({name: weight.clone() for name, weight in model.state_dict().items()}, directory)

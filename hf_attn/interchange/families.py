@@ -35,8 +35,15 @@ def load(model_class: Any, source: Any, **kwargs: Any) -> Any | None:
     return load_foreign(model_class, source, FAMILIES, **kwargs)
 
 
-def load_processor(source: Any, **kwargs: Any) -> dict[str, Any] | None:
-    """The settings of our image processor that another library's config.json holds; None where it holds none."""
+def load_processor(config_class: Any, source: Any, **kwargs: Any) -> dict[str, Any] | None:
+    """The settings of our image processor that another library's config.json holds; None where it holds none.
+
+    Args:
+        config_class: of the model that the processor is for.
+        kwargs: of `from_pretrained`.
+    """
     theirs = read_config(source, {name: kwargs[name] for name in PLACE if name in kwargs}) or {}
     family = FAMILIES.get(theirs.get("model_type", ""))
-    return None if family is None or family.processor is None else family.processor(theirs)
+    if family is None or family.processor is None or family.config_class is not config_class:
+        return None
+    return family.processor(theirs)

@@ -18,8 +18,9 @@ from timm.models import save_for_hf
 from hf_attn.configuration_vit import AttnViTConfig
 from hf_attn.image_processing_conversion import TIMM_CROP_MODES
 from hf_attn.image_processing_vit import AttnViTImageProcessor
+from hf_attn.interchange.timm_architectures import POOLINGS
 from hf_attn.interchange.vit_shared import POSITIONS, logger, model_tensors
-from hf_attn.interchange.vit_timm import POOLINGS, table
+from hf_attn.interchange.vit_timm import table
 from hf_attn.positions import grid_sinusoids
 from hf_attn.training.checkpoints import whole_directory
 
@@ -86,7 +87,7 @@ def _lacking(config: AttnViTConfig, tensors: dict[str, torch.Tensor]) -> Iterato
         yield f"activation_function {config.activation_function!r}"
     if config.layer_norm_eps not in ARCHITECTURES:
         known = " or ".join(map(str, ARCHITECTURES))
-        yield f"layer_norm_eps {config.layer_norm_eps}: load the model with one of {known}, if it may have that"
+        yield f"layer_norm_eps {config.layer_norm_eps}: set {known} in config.json, if answers may differ by that"
     rows, columns = config.grid_shape
     padded = rows * config.patch_shape[0], columns * config.patch_shape[1]
     if padded != config.image_shape:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset
 from transformers.utils import logging
 
 from hf_attn.configuration_vit import AttnViTConfig
@@ -128,6 +127,8 @@ def side_or_pair(height: int, width: int) -> int | list[int]:
 
 def imagenet_labels(number: int) -> dict[str, object]:
     """`id2label`, and `label2id` where no two are the same, for as many classes as an ImageNet has; as timm does."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset  # only for those without names of their own
+
     subset = infer_imagenet_subset({"num_classes": number})
     if subset is None:
         return label_fields([f"LABEL_{index}" for index in range(number)])

@@ -3,6 +3,9 @@
 All are the network of Dosovitskiy et al. 2021, figure 1. DeiT (Touvron et al. 2021, section 4) adds a token of
 distillation, here a register; DINOv2 (Oquab et al. 2024) LayerScale, and registers (Darcet et al. 2024). What is left
 aside is said: ViT's pooler, a tanh layer that no classifier reads, and the decoder of MAE (He et al. 2022).
+
+For pictures of another size, positions are resampled as DINOv2 does it for DINOv2, and as timm does it for the others;
+`antialias_positions=False` makes it what transformers' `interpolate_pos_encoding=True` is.
 """
 
 from collections.abc import Mapping
