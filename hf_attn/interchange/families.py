@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hf_attn.interchange.detr_original import DETR_ORIGINAL
+from hf_attn.interchange.detr_original import DETR_DC5_ORIGINAL, DETR_ORIGINAL
 from hf_attn.interchange.detr_transformers import DETR
 from hf_attn.interchange.files import FileFormat
 from hf_attn.interchange.loading import Family, load_foreign
@@ -10,7 +10,7 @@ from hf_attn.interchange.vit_transformers import VIT
 
 # By the `model_type` of config.json, and by --format
 FAMILIES: dict[str, Family] = {"detr": DETR, "vit": VIT}
-FILES: tuple[FileFormat, ...] = (DETR_ORIGINAL,)
+FILES: tuple[FileFormat, ...] = (DETR_ORIGINAL, DETR_DC5_ORIGINAL)
 FORMATS = {format.name: format for format in FILES}
 
 
