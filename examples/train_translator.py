@@ -65,7 +65,7 @@ def main(
             save_steps=100,
             test_sentences=sentences,
             data_name="LibreOffice help, Debian package descriptions and example sentences of the Ding dictionary",
-            data_license="; ".join(f"{name}: {SOURCES[name].licence}" for name in KINDS),
+            data_license="; ".join(f"{SOURCES[name].licence} ({name})" for name in KINDS),
             resume=resume,
             progress=TrainingProgress(progress),
         )

@@ -109,13 +109,13 @@ def short_attention(
 def is_short(module: nn.Module, query: torch.Tensor, key: torch.Tensor, attention_mask) -> bool:
     """Whether `short_attention` gives what sdpa gives, and sooner; training has kernels of its own choice."""
     return (
-        key.shape[-2] <= SHORT
-        and query.dtype == torch.bfloat16
+        query.dtype == torch.bfloat16
         and query.device.type == "cpu"
         and attention_mask is None
         and not (module.is_causal or module.training)
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and key.shape[-2] <= SHORT  # last: what is exported would be good for lengths like this one only
     )
 
 
@@ -265,12 +265,16 @@ class MultiHeadAttention(nn.Module):
                 raise ValueError("there is nothing to read: give key and value, or a cache that holds them")
             k, v = cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
         else:
-            k, v = self.k_norm(self._split_heads(self.k_proj(key))), self._split_heads(self.v_proj(value))
+            k, v = self.keys_and_values(key, value)
             if cache is not None:
                 k, v = cache.update(k, v, self.layer_idx)
 
         attended, weights = self.read(q, k, v, attention_mask, output_attentions, **kwargs)
         return self.out_proj(attended), weights
+
+    def keys_and_values(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, keys, hidden_size) each → projected, (batch, heads, keys, head_dim) each"""
+        return self.k_norm(self._split_heads(self.k_proj(key))), self._split_heads(self.v_proj(value))
 
     def read(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention_mask, output_attentions=None, **kwargs

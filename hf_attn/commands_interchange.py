@@ -52,15 +52,17 @@ def import_command(
     epilog="""
 **Examples**
 
+- `hf-attn export runs/mine --to ctranslate2`
 - `hf-attn export runs/photos --to transformers --output exported/photos`
-- `hf-attn export runs/mine --to ctranslate2 --output exported/mine`
 """,
 )
 def export(
     *,
     source: Annotated[str, typer.Argument(metavar="DIR", help="Directory, or name on the Hub, of a model.")],
     to: Annotated[str, option("transformers, timm, ctranslate2 or onnx.")],
-    output: Annotated[Path, option("Directory to write, not there yet.", "--output", "-o")],
+    output: Annotated[
+        Path | None, option("Directory to write, not there yet.", "--output", "-o", show_default="DIR-TO beside DIR")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Write a model of this package for another library, with its processor or tokenizer.
@@ -71,4 +73,6 @@ def export(
     with errors_in_one_line(debug), text_output(None) as stream:
         from hf_attn.interchange.exporting import export_model
 
-        stream.write(f"{export_model(source, to, output)}: written for {to}\n")
+        place = Path(source) if Path(source).is_dir() else Path(Path(source).name)
+        written = export_model(source, to, output or place.with_name(f"{place.absolute().name}-{to}"))
+        stream.write(f"{written}: written for {to}\n")

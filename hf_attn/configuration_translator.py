@@ -5,6 +5,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .configuration_checks import check_counts, check_given, check_parameters
+from .positions import LAYOUTS
 
 SIZES = (
     "vocab_size",
@@ -39,7 +40,8 @@ class AttnTranslatorConfig(PreTrainedConfig):
     activation_function: str = "relu"  # OPUS-MT: "swish"
     norm_position: str = "post"  # "post": norm(x + f(x)), the paper; "pre": x + f(norm(x)), tensor2tensor v2, fairseq
     scale_embedding: bool = True  # words times √hidden_size
-    position_layout: str = "interleaved"  # sine, cosine, sine, ... as in the paper; "halves" for OPUS-MT
+    position_layout: str = "interleaved"  # sine, cosine, sine, ... as in the paper; "halves": OPUS-MT; "fairseq"
+    first_position: int = 0  # number of the first word's place; fairseq counts from the padding's id on: 2
     logits_bias: bool = False  # OPUS-MT has a bias on the vocabulary
     share_embeddings: bool = True  # one table for source and target words; tie_word_embeddings adds the output layer
 
@@ -80,8 +82,11 @@ class AttnTranslatorConfig(PreTrainedConfig):
             )
         if self.norm_position not in ("post", "pre"):
             raise ValueError(f"norm_position {self.norm_position!r} is unknown; use 'post' or 'pre'")
-        if self.position_layout not in ("interleaved", "halves"):
-            raise ValueError(f"position_layout {self.position_layout!r} is unknown; use 'interleaved' or 'halves'")
+        if self.position_layout not in LAYOUTS:
+            known = ", ".join(map(repr, LAYOUTS))
+            raise ValueError(f"position_layout {self.position_layout!r} is unknown; use {known}")
+        if self.first_position < 0:
+            raise ValueError(f"first_position {self.first_position} is negative; the first place is 0, or later")
         if self.activation_function not in ACT2FN:
             raise ValueError(f"activation_function {self.activation_function!r} is unknown; use one of {list(ACT2FN)}")
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):

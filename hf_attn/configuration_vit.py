@@ -16,7 +16,7 @@ from .loss_vit import PROBLEMS
 Size = int | list[int] | tuple[int, int]
 
 CHOICES = {
-    "pooling": ("class_token", "mean", "attention"),
+    "pooling": ("class_token", "mean", "attention", "class_token_and_mean", "prefix_tokens"),
     "position_embedding": ("learned", "sinusoids", "none"),
     "final_norm": ("before_pooling", "after_pooling"),
 }
@@ -49,10 +49,14 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
 
     class_token: bool = True  # False: big_vision's plain ViT, timm's sbb
     num_register_tokens: int = 0  # DINOv2 with registers: 4; timm's sbb: 1 or 4
-    pooling: str = "class_token"  # "mean" of the patches: big_vision, sbb; "attention": SigLIP, sbb "map"
+    # "mean" of the patches: big_vision, sbb; "attention": SigLIP, sbb "map". Side by side: "class_token_and_mean",
+    # DINOv2's classifiers; "prefix_tokens", the class token and DeiT's token of distillation, which is a register
+    pooling: str = "class_token"
     final_norm: str = "before_pooling"  # "after_pooling": timm's mean-pooled models ("fc_norm")
     position_embedding: str = "learned"  # "sinusoids" on the grid: big_vision; "none": section D.4 of the paper
     position_on_class_token: bool = True  # False: DeiT III, sbb, FlexiViT
+    # of learned positions for another size: antialiased as by timm and DINOv2 with registers; False: DINOv2 without
+    antialias_positions: bool = True
     layer_scale_init: float | None = None  # DeiT III, DINOv2, sbb: 1e-6 to 1; None: no LayerScale
     query_key_norm: bool = False  # LayerNorm on each head's queries and keys: ViT-22B, timm's `qk_norm`
 
@@ -97,6 +101,12 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
         """Tokens in front of the patches: the class token, then the registers."""
         return int(self.class_token) + self.num_register_tokens
 
+    @property
+    def pooled_size(self) -> int:
+        """The number of features that a classifier reads."""
+        side_by_side = {"class_token_and_mean": 2, "prefix_tokens": self.num_prefix_tokens}
+        return self.hidden_size * side_by_side.get(self.pooling, 1)
+
     def _check(self) -> None:
         check_counts(self, COUNTS)
         if not self.layer_norm_eps > 0:
@@ -119,8 +129,10 @@ class AttnViTConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.position_embedding == "sinusoids" and (self.hidden_size % 4 or self.hidden_size < 8):
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of 4 of at least 8, as sinusoids need")
-        if self.pooling == "class_token" and not self.class_token:
-            raise ValueError("pooling 'class_token' needs class_token=True; pool by 'mean' or 'attention' without one")
+        if self.pooling not in ("mean", "attention") and not self.class_token:
+            raise ValueError(f"pooling {self.pooling!r} needs class_token=True; pool by 'mean' or 'attention' without")
+        if self.pooled_size != self.hidden_size and self.final_norm == "after_pooling":
+            raise ValueError(f"final_norm 'after_pooling' does not fit pooling {self.pooling!r}; use 'before_pooling'")
         self._check_sizes()
 
     def _check_sizes(self) -> None:

@@ -65,7 +65,8 @@ class BeamSearch:
     A sentence is done when its `num_return_sequences` best hypotheses cannot be overtaken any more: when none of its
     beams, whose log-probability can only fall, could reach the last of them by ending now or at the sentence's limit.
     With `early_stopping=True` it is done when it has `num_beams` hypotheses; so it is with one beam, which is greedy
-    search. Nothing of this depends on the other sentences of the batch.
+    search. With `early_stopping_heuristic` it is done when no beam, ended now, could reach the last of `num_beams`
+    hypotheses. Nothing of this depends on the other sentences of the batch.
 
     Args:
         prompt: (batch · num_beams, length) ids that all beams begin with.
@@ -86,6 +87,8 @@ class BeamSearch:
     ):
         self.config = generation_config
         self.num_beams = generation_config.num_beams
+        heuristic = getattr(generation_config, "early_stopping_heuristic", False)
+        self.has_heuristic = heuristic and not generation_config.early_stopping  # which is False, not "never"
         end_tokens = generation_config._eos_token_tensor
         self.end_tokens = prompt.new_empty(0) if end_tokens is None else end_tokens
         self.stopping_criteria = stopping_criteria
@@ -180,6 +183,8 @@ class BeamSearch:
             likeliest / length_penalty(next_length, self.config), likeliest / length_penalty(self.limits, self.config)
         )
         last = self.config.num_return_sequences - 1
+        if self.has_heuristic:
+            reachable, last = likeliest / length_penalty(next_length - 1, self.config), self.num_beams - 1
         settled = score[:, last] >= reachable
         if self.phrases is not None:
             settled &= (phrases_met[:, last] == self.phrases.count) | (likeliest == NOTHING)

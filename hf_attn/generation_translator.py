@@ -24,7 +24,11 @@ from .generation_required_phrases import RequiredPhrases
 
 logger = logging.get_logger(__name__)
 
-OWN_ENTRIES = {"max_new_tokens_over_source": 50, "gnmt_alpha": None}  # of a generation config, and their defaults
+OWN_ENTRIES = {  # of a generation config, and their defaults
+    "max_new_tokens_over_source": 50,
+    "gnmt_alpha": None,
+    "early_stopping_heuristic": False,
+}
 SPECIAL_TOKENS = ("bos_token_id", "pad_token_id", "eos_token_id", "decoder_start_token_id")
 
 
@@ -37,18 +41,21 @@ def paper_generation_config(**overrides) -> GenerationConfig:
 class TranslatorGeneration(GenerationMixin):
     """What translation needs of `generate()`, to stand first among the bases of a model.
 
-    `generation_config` has two entries of its own, saved and loaded with the others:
+    `generation_config` has three entries of its own, saved and loaded with the others:
 
     max_new_tokens_over_source: how many tokens more than its source a translation may have, each sentence by itself;
         `</s>` counts, padding does not. 50 by default. Where `max_length` or `max_new_tokens` is given, that counts.
     gnmt_alpha: the α of the length penalty ((5 + |Y|) / 6)^α of beam search (Wu et al. 2016, equation 14); |Y| counts
         the new tokens, `</s>` too. Where it is None, |Y|^`length_penalty` counts, as everywhere in transformers.
+    early_stopping_heuristic: whether `early_stopping` False means what it means in transformers: a sentence is done,
+        too, where none of its beams, as they are, is better than the last of `num_beams` hypotheses, though it might
+        become so. False by default, and True for models that come from there, which translate as they did there.
 
     What the caller of `generate()` says goes before what the model's `generation_config` says: his `max_length` before
     its `max_new_tokens_over_source`, his `length_penalty` before its `gnmt_alpha`.
 
-    In beam search `early_stopping` False and "never" are the same: no translation that could still win is given up.
-    With True a sentence is done at its first `num_beams` hypotheses, which is faster.
+    In beam search `early_stopping` False, without the heuristic, and "never" are the same: no translation that could
+    still win is given up. With True a sentence is done at its first `num_beams` hypotheses, which is faster.
     """
 
     # The methods with an underscore are steps of transformers' generate(), in the order in which it takes them. What

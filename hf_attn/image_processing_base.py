@@ -1,7 +1,7 @@
 """What the image processors of this package have in common: settings, reading, and values that a model wants."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -24,6 +24,8 @@ class PictureProcessor(BaseImageProcessor):
     name = ""
     backend = "pil"
     translations = ""  # where settings of other libraries' processors are understood, for an error
+    # Reads the settings of another library's repository that has no file of them; only the package itself has it
+    load_foreign: ClassVar[Callable[..., dict[str, Any] | None] | None] = None
 
     def __init__(self, bookkeeping: dict[str, Any]) -> None:
         super().__init__()
@@ -71,6 +73,19 @@ class PictureProcessor(BaseImageProcessor):
             ValueError: for a setting that cannot be expressed.
         """
         raise NotImplementedError
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What preprocessor_config.json holds, or what another library says elsewhere; and the other `kwargs`."""
+        try:
+            return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError:
+            settings = None if cls.load_foreign is None else cls.load_foreign(pretrained_model_name_or_path, **kwargs)
+            if settings is None:
+                raise
+            return settings, {name: value for name, value in kwargs.items() if name in cls.settings}
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -61,7 +61,7 @@ class WordsInPlaces(nn.Module):
     def __init__(self, config: AttnTranslatorConfig):
         super().__init__()
         self.scale = math.sqrt(config.hidden_size) if config.scale_embedding else 1.0
-        self.layout = config.position_layout
+        self.layout, self.first = config.position_layout, config.first_position
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -70,8 +70,13 @@ class WordsInPlaces(nn.Module):
         """(batch, length, hidden_size) → the same; `seen` positions went before, `attention_mask` covers those too."""
         length, dim = words.shape[1:]
         if attention_mask is None or attention_mask.ndim != 2:  # a mask for each query tells no places
-            places = sinusoids(seen + torch.arange(length, device=words.device), dim, self.layout)
+            places = self.places(length, dim, words.device, seen)
         else:
-            table = sinusoids(torch.arange(attention_mask.shape[-1], device=words.device), dim, self.layout)
-            places = table[token_positions(attention_mask, length)]
+            places = self.places(attention_mask.shape[-1], dim, words.device)[token_positions(attention_mask, length)]
         return self.dropout(words * self.scale + places.to(words.dtype))
+
+    def places(
+        self, count: int, dim: int, device: torch.device | str = "cpu", seen: int | torch.Tensor = 0
+    ) -> torch.Tensor:
+        """(count, dim) sinusoids of the places after the first `seen`."""
+        return sinusoids(self.first + seen + torch.arange(count, device=device), dim, self.layout)

@@ -43,7 +43,9 @@ class PatchEmbedding(nn.Conv2d):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of patches in a picture."""
-        return -(-height // self.kernel_size[0]), -(-width // self.kernel_size[1])
+        patch_height, patch_width = self.kernel_size
+        # not -(-height // patch_height): ONNX, to which this is exported, rounds whole numbers towards zero
+        return (height + patch_height - 1) // patch_height, (width + patch_width - 1) // patch_width
 
 
 class ViTEmbeddings(nn.Module):
@@ -63,7 +65,7 @@ class ViTEmbeddings(nn.Module):
         self.register_tokens = nn.Parameter(torch.zeros(registers, width)) if registers else None
         self.mask_token = nn.Parameter(torch.zeros(width)) if mask_token else None
         self.dropout = nn.Dropout(config.dropout)
-        self.resampled = ResampledGrids()
+        self.resampled = ResampledGrids(config.antialias_positions)
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
         """(batch, channels, height, width) → (batch, tokens, hidden_size); masked patches become the mask token."""
@@ -110,8 +112,9 @@ class ViTEmbeddings(nn.Module):
 class ResampledGrids(nn.Module):
     """Learned positions for the size at hand; on the CPU, those of the last few are kept while nothing is trained."""
 
-    def __init__(self) -> None:
+    def __init__(self, antialias: bool = True) -> None:
         super().__init__()
+        self.antialias = antialias
         self.kept: dict[tuple[int, int], torch.Tensor] = {}
         self.source: torch.Tensor | None = None  # a copy of what they were made of
 
@@ -122,13 +125,13 @@ class ResampledGrids(nn.Module):
             return grid
         on_cpu = grid.device.type == "cpu"  # elsewhere it is quick, and comparing would make the device wait
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or not is_fixed or not on_cpu:
-            return resample_grid(grid, rows, columns)
+            return resample_grid(grid, rows, columns, self.antialias)
         if not self._is_current(grid):
             self.kept, self.source = {}, grid.detach().clone()
         if (rows, columns) not in self.kept:
             if len(self.kept) == CACHED_GRIDS:
                 self.kept.clear()
-            self.kept[rows, columns] = resample_grid(grid, rows, columns)
+            self.kept[rows, columns] = resample_grid(grid, rows, columns, self.antialias)
         return self.kept[rows, columns]
 
     def _is_current(self, grid: torch.Tensor) -> bool:
@@ -161,9 +164,10 @@ class Resample(ConversionOps):
     def convert(self, input_dict: dict[str, Any], target_patterns: list[str], **kwargs: Any) -> dict[str, Any]:
         (stored,) = input_dict.values()
         stored = stored[0] if isinstance(stored, list) else stored
-        wanted = kwargs["model"].get_parameter(kwargs["full_layer_name"]).shape
+        model = kwargs["model"]
+        wanted = model.get_parameter(kwargs["full_layer_name"]).shape
         if stored.ndim == 3 and stored.shape[-1] == wanted[-1] and stored.shape != wanted:
-            stored = resample_grid(stored, wanted[0], wanted[1])
+            stored = resample_grid(stored, wanted[0], wanted[1], model.config.antialias_positions)
         elif stored.ndim == 4 and stored.shape[:2] == wanted[:2] and stored.shape != wanted:
             stored = resample_patch_kernel(stored, wanted[2], wanted[3])
         return {target_patterns[0]: stored}

@@ -261,6 +261,8 @@ class TranslatorDecoder(AttnTranslatorPreTrainedModel):
 class AttnTranslatorModel(AttnTranslatorPreTrainedModel):
     """Encoder and decoder, up to the last hidden states."""
 
+    _keys_to_ignore_on_load_unexpected = ["lm_head", "logits_bias"]  # of the model below
+
     def __init__(self, config: AttnTranslatorConfig):
         super().__init__(config)
         self._tied_weights_keys = (

@@ -177,7 +177,7 @@ class AttnViTModel(AttnViTPreTrainedModel):
         mask_token: with one, patches can be masked by `bool_masked_pos`.
     """
 
-    _keys_to_ignore_on_load_unexpected = ["classifier", "decoder"]  # the heads of the models below
+    _keys_to_ignore_on_load_unexpected = ["classifier", "decoder", "mask_token"]  # of the models below
 
     def __init__(self, config: AttnViTConfig, mask_token: bool = False):
         super().__init__(config)
@@ -209,7 +209,7 @@ class AttnViTModel(AttnViTPreTrainedModel):
 
         Returns:
             `last_hidden_state`, (batch, tokens, hidden_size): class token, registers, patches row by row, after the
-            final norm where it goes before the pooling; `pooler_output`, (batch, hidden_size), for a classifier.
+            final norm where it goes before the pooling; `pooler_output`, (batch, pooled_size), for a classifier.
 
         Raises:
             ValueError: if the patches do not fill the picture, or the pixels have another shape or are no floats.
@@ -222,11 +222,16 @@ class AttnViTModel(AttnViTPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self._pool(x))
 
     def _pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(batch, tokens, hidden_size) → (batch, hidden_size)"""
+        """(batch, tokens, hidden_size) → (batch, pooled_size)"""
+        prefix = self.config.num_prefix_tokens
         if self.attention_pooling is not None:
-            pooled = self.attention_pooling(tokens[:, self.config.num_prefix_tokens :])
+            pooled = self.attention_pooling(tokens[:, prefix:])
         elif self.config.pooling == "mean":
-            pooled = tokens[:, self.config.num_prefix_tokens :].mean(dim=1)
+            pooled = tokens[:, prefix:].mean(dim=1)
+        elif self.config.pooling == "class_token_and_mean":
+            pooled = torch.cat([tokens[:, 0], tokens[:, prefix:].mean(dim=1)], dim=-1)
+        elif self.config.pooling == "prefix_tokens":
+            pooled = tokens[:, :prefix].flatten(1)
         else:
             pooled = tokens[:, 0]
         return self.final_norm(pooled) if self.config.final_norm == "after_pooling" else pooled
@@ -235,10 +240,12 @@ class AttnViTModel(AttnViTPreTrainedModel):
 class AttnViTForImageClassification(AttnViTPreTrainedModel):
     """A linear layer on the pooled features, and the loss for labels of any kind."""
 
+    _keys_to_ignore_on_load_unexpected = ["decoder", "mask_token"]
+
     def __init__(self, config: AttnViTConfig):
         super().__init__(config)
         self.model = AttnViTModel(config)
-        self.classifier = Classifier(config.hidden_size, config.num_labels)
+        self.classifier = Classifier(config.pooled_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -277,6 +284,8 @@ class AttnViTForImageClassification(AttnViTPreTrainedModel):
 
 class AttnViTForMaskedImageModeling(AttnViTPreTrainedModel):
     """Predicts the pixels of masked patches by one linear layer (Xie et al. 2022, "SimMIM")."""
+
+    _keys_to_ignore_on_load_unexpected = ["classifier"]
 
     def __init__(self, config: AttnViTConfig):
         super().__init__(config)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+LAYOUTS = ("interleaved", "halves", "fairseq")  # of sinusoids: the paper's, Marian's, fairseq's
+
 
 def sinusoids(
     positions: torch.Tensor, dim: int, layout: str = "interleaved", temperature: float = 10000.0
@@ -17,25 +19,33 @@ def sinusoids(
         positions: (...) whole or real numbers, counted from 0.
         dim: length of each position's vector.
         layout: "interleaved" sine, cosine, sine, ... as the paper writes them; "halves" all sines, then all cosines,
-            as tensor2tensor and Marian compute them.
+            as Marian computes them; "fairseq" so, too, but with the longest wave `temperature` times the shortest,
+            whereas it ends a step before in the paper's formula: so in tensor2tensor, fairseq, M2M100 and NLLB.
         temperature: ratio of the longest wave to the shortest.
 
     Returns:
         (..., dim) float32.
 
     Raises:
-        ValueError: for another layout.
+        ValueError: for another layout, or fewer than 4 dimensions in fairseq's.
     """
     # In float32 the angle at position 4,000 is off by 1e-4; float64 costs little and Apple's GPUs alone lack it.
     precise = torch.float32 if positions.device.type == "mps" else torch.float64
     exponents = torch.arange(0, dim, 2, device=positions.device, dtype=precise) / dim
+    if layout == "fairseq":
+        if dim < 4:
+            raise ValueError(f"positions in fairseq's layout need at least 4 dimensions, not {dim}")
+        exponents = torch.linspace(0, 1, dim // 2, device=positions.device, dtype=precise)
     angles = positions.to(precise).unsqueeze(-1) * temperature**-exponents  # (..., dim/2)
     if layout == "interleaved":
         waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
         return waves[..., :dim].float()
     if layout == "halves":
         return torch.cat([angles.sin(), angles.cos()[..., : dim // 2]], dim=-1).float()
-    raise ValueError(f"position layout {layout!r} is unknown; use 'interleaved' (the paper) or 'halves' (Marian)")
+    if layout == "fairseq":
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).float()
+        return nn.functional.pad(waves, (0, dim % 2))
+    raise ValueError(f"position layout {layout!r} is unknown; use {', '.join(map(repr, LAYOUTS))}")
 
 
 def token_positions(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
@@ -105,18 +115,19 @@ def cell_fractions(rows: int, columns: int, device: torch.device | str | None = 
     return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1)
 
 
-def resample_grid(grid: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Learned positions of one grid as those of another: bicubic, antialiased, computed in float32 at least.
+def resample_grid(grid: torch.Tensor, rows: int, columns: int, antialias: bool = True) -> torch.Tensor:
+    """Learned positions of one grid as those of another: bicubic, computed in float32 at least.
 
     Args:
         grid: (old rows, old columns, dim).
+        antialias: as in timm. Without, torch's bicubic is another curve (a = -0.75 instead of -0.5), also upwards.
 
     Returns:
         (rows, columns, dim) in the grid's dtype.
     """
     precise = grid.to(torch.promote_types(grid.dtype, torch.float32))
     resampled = nn.functional.interpolate(
-        precise.permute(2, 0, 1).unsqueeze(0), size=(rows, columns), mode="bicubic", antialias=True
+        precise.permute(2, 0, 1).unsqueeze(0), size=(rows, columns), mode="bicubic", antialias=antialias
     )
     return resampled.squeeze(0).permute(1, 2, 0).to(grid.dtype)
 

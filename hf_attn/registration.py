@@ -76,6 +76,7 @@ def register_all() -> None:
         AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
         for processor in processors.values():
             processor.register_for_auto_class("AutoImageProcessor")
+            processor.load_foreign = staticmethod(_load_foreign_processor)
     register_detection_pipeline()
     register_translation_pipeline()
 
@@ -84,6 +85,12 @@ def _load_foreign(model: Any, source: Any, **kwargs: Any) -> Any | None:
     from hf_attn.interchange.families import load  # many tables, for those who need them
 
     return load(model, source, **kwargs)
+
+
+def _load_foreign_processor(source: Any, **kwargs: Any) -> dict[str, Any] | None:
+    from hf_attn.interchange.families import load_processor
+
+    return load_processor(source, **kwargs)
 
 
 def _reference(named: type) -> str:

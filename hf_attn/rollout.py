@@ -1,7 +1,8 @@
 """Where a picture classifier looks: the attention of one layer, or that of all layers followed back to the patches.
 
 The *reader* is what the classifier reads of the tokens: the class token; or all patches alike, where it reads their
-mean; or the patches that attention pooling reads. A heat map says how much of each patch the reader took in.
+mean; several of these in equal shares, where it reads them side by side; or the patches that attention pooling reads.
+A heat map says how much of each patch the reader took in.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -169,11 +170,16 @@ def _reader(model: PreTrainedModel, tokens: int, pooling: AttentionRecord | None
     if pooling is not None:
         ((weights,),) = pooling.maps.values()  # of the patches alone
         return nn.functional.pad(_precise(weights).mean(dim=1), (model.config.num_prefix_tokens, 0))
-    reads = torch.zeros(tokens)
+    reads, prefix = torch.zeros(tokens), model.config.num_prefix_tokens
     if model.config.pooling == "class_token":
         reads[0] = 1.0
+    elif model.config.pooling == "prefix_tokens":
+        reads[:prefix] = 1 / prefix
     else:
-        reads[model.config.num_prefix_tokens :] = 1 / (tokens - model.config.num_prefix_tokens)
+        reads[prefix:] = 1 / (tokens - prefix)
+    if model.config.pooling == "class_token_and_mean":
+        reads = reads / 2
+        reads[0] = 0.5
     return reads.to(model.device).view(1, 1, tokens)
 
 

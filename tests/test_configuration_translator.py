@@ -90,7 +90,11 @@ def test_num_hidden_layers_is_the_encoder_s():
         ({"intermediate_size": 0}, "intermediate_size 0 is not at least 1"),
         ({"vocab_size": 0}, "vocab_size 0 is not at least 1"),
         ({"norm_position": "middle"}, "norm_position 'middle' is unknown; use 'post' or 'pre'"),
-        ({"position_layout": "learned"}, "position_layout 'learned' is unknown; use 'interleaved' or 'halves'"),
+        ({"first_position": -1}, "first_position -1 is negative; the first place is 0, or later"),
+        (
+            {"position_layout": "learned"},
+            "position_layout 'learned' is unknown; use 'interleaved', 'halves', 'fairseq'",
+        ),
         ({"activation_function": "rleu"}, "activation_function 'rleu' is unknown; use one of .*'relu'"),
         ({"dropout": 1}, r"dropout 1 is not in \[0, 1\)"),
         ({"attention_dropout": -0.1}, r"attention_dropout -0.1 is not in \[0, 1\)"),

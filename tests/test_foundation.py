@@ -105,6 +105,29 @@ def test_installed_versions_satisfy_the_declared_bounds(name):
     assert REQUIREMENTS[name].specifier.contains(version), f"{name} {version} against {REQUIREMENTS[name].specifier}"
 
 
+IMPORTING = """
+import logging, os, signal, sys, warnings
+import torch
+from transformers import AutoBackbone, AutoImageProcessor, AutoModel, GenerationMixin, pipeline
+
+def surroundings():
+    settings = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed()
+    handlers = logging.root.handlers, logging.root.level, signal.getsignal(signal.SIGINT), sys.excepthook
+    return dict(os.environ), list(warnings.filters), list(sys.path), settings, handlers
+
+AutoBackbone, AutoImageProcessor, AutoModel, GenerationMixin, pipeline
+before, loaded = surroundings(), set(sys.modules)
+import hf_attn
+assert surroundings() == before
+print(*sorted({name.split(".")[0] for name in set(sys.modules) - loaded} - {"transformers"}))
+"""
+
+
+def test_importing_the_package_loads_nothing_but_itself_and_changes_nothing():
+    run = subprocess.run([sys.executable, "-c", IMPORTING], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["hf_attn"] and run.stderr == ""
+
+
 def test_the_package_is_typed_and_its_command_exists():
     assert files("hf_attn").joinpath("py.typed").is_file()
     module, function = PROJECT["scripts"]["hf-attn"].split(":")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_attn.interchange.names import STACKED, TRANSPOSED, VECTOR, Names, Row, with_bias
+from hf_attn.interchange.names import STACKED, TRANSPOSED, VECTOR, Change, Names, Row, looked_at, with_bias
 
 TABLE = Names(
     [
@@ -44,3 +44,29 @@ def test_a_name_of_ours_is_told_in_theirs():
     assert TABLE.theirs("layers.3.k") == "blocks.3.qkv"
     assert TABLE.theirs("final_norm.bias") == "norm.bias"
     assert TABLE.theirs("unknown") == "unknown"
+
+
+def test_several_of_theirs_may_be_one_of_ours():
+    halves = Change(lambda a, b: [torch.cat([a, b], dim=-1)], lambda ours: ours[0].chunk(2, dim=-1))
+    table = Names([Row(("heads.{}.left", "heads.{}.right"), "classifiers.{}", halves)])
+    before = {"heads.0.right": torch.randn(2, 3), "heads.0.left": torch.randn(2, 3)}
+    taken = table.take(before)
+    assert_close(taken["classifiers.0"][:, :3], before["heads.0.left"])
+    after = table.give(taken)
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert table.theirs("classifiers.0") == "heads.0.left"
+    with pytest.raises(ValueError, match=r"there is heads\.0\.right, but not heads\.0\.left"):
+        table.take({"heads.0.right": torch.randn(2, 3)})
+
+
+def test_a_tensor_may_be_looked_at_and_left_out():
+    def ones(tensor: torch.Tensor) -> None:
+        if not (tensor == 1).all():
+            raise ValueError("it is not 1")
+
+    table = Names([*with_bias("norm", "final_norm"), looked_at("layers.{}.scale", ones)])
+    ours = {"norm.weight": torch.randn(4), "norm.bias": torch.randn(4)}
+    assert table.take({**ours, "layers.3.scale": torch.ones(2)}).keys() == {"final_norm.weight", "final_norm.bias"}
+    assert table.give(table.take(ours)).keys() == ours.keys()
+    with pytest.raises(ValueError, match=r"layers.3.scale: it is not 1"):
+        table.take({**ours, "layers.3.scale": torch.zeros(2)})

@@ -281,6 +281,25 @@ def test_compiles_without_a_graph_break(kernel, given, outputs):
         assert_close(found.loss, expected.loss)
 
 
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@torch.no_grad()
+def test_exported_for_any_batch_and_any_lengths(kernel):
+    model = tiny_translator()
+    model.set_attn_implementation(kernel)
+    batch, source, target = (torch.export.Dim(name, min=1) for name in ("batch", "source", "target"))
+    of_source = {0: batch, 1: source}
+    sizes = {"input_ids": of_source, "attention_mask": of_source, "decoder_input_ids": {0: batch, 1: target}}
+    given = {"input_ids": SOURCE, "attention_mask": MASK, "decoder_input_ids": TARGET}
+    exported = torch.export.export(
+        model, (), {**given, "use_cache": False}, dynamic_shapes={**sizes, "use_cache": None}
+    )
+    for shape in ((2, 11, 5), (1, 300, 1)):
+        ids = torch.randint(4, 41, shape[:2])
+        mask = (torch.arange(shape[1]) < torch.tensor([[shape[1]], [4]])[: shape[0]]).long()
+        given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": ids[:, : shape[2]]}
+        assert_close(exported.module()(**given, use_cache=False).logits, model(**given).logits, rtol=0, atol=1e-5)
+
+
 def test_a_training_step_compiles():
     torch.compiler.reset()
     losses, gradients = [], []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch.testing import assert_close
+from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositionalEmbedding
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 
 from hf_attn.positions import grid_sinusoids, resample_grid, resample_patch_kernel, sinusoids, token_positions
@@ -38,6 +39,17 @@ def test_halves_are_the_same_waves_with_the_sines_first(dim):
 def test_halves_equal_marian_s_table(dim):
     table = MarianSinusoidalPositionalEmbedding(4096, dim).create_weight()
     assert_close(sinusoids(torch.arange(4096), dim, "halves"), table, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [7, 16, 512])
+def test_fairseq_s_equal_m2m100_s_table(dim):
+    table = M2M100SinusoidalPositionalEmbedding.get_embedding(64, dim)
+    assert_close(sinusoids(torch.arange(64), dim, "fairseq"), table, rtol=0, atol=1e-5)
+
+
+def test_fairseq_s_longest_wave_needs_a_shortest():
+    with pytest.raises(ValueError, match="at least 4 dimensions, not 3"):
+        sinusoids(torch.arange(3), 3, "fairseq")
 
 
 def test_any_shape_and_real_positions():

@@ -167,6 +167,7 @@ def test_dinov2_becomes_the_same_network(reference: Dinov2Model, stored: dict[st
     for our_layer, their_layer in zip(ours.hidden_states, theirs.hidden_states, strict=True):
         torch.testing.assert_close(our_layer, their_layer, atol=1e-5, rtol=1e-5)
     assert dinov2.difference_to_transformers(model, stored) < 1e-5
+    assert dinov2.difference_when_read(stored, model.config, 35) < 1e-5
 
 
 @torch.no_grad()

@@ -28,11 +28,16 @@ PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision
 
 
 def read_config(source: str | os.PathLike, place: dict[str, Any]) -> dict[str, Any] | None:
-    """What config.json says; None where there is no such file. An address on the Hub that is wrong raises later."""
+    """What config.json says; None where there is no such file. An address on the Hub that is wrong raises later.
+
+    timm's name no type; transformers adds the one of its wrapper of timm, but not to those of before 2023.
+    """
     try:
         found, _ = PreTrainedConfig.get_config_dict(str(source), **place)
     except (OSError, ValueError):
         return None
+    if "architecture" in found:
+        found.setdefault("model_type", "timm_wrapper")
     return found or None
 
 

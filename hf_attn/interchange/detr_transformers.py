@@ -103,7 +103,7 @@ DETR = Family(
     config_class=AttnDetrConfig,
     configure=configure,
     table=table,
-    head=("class_head.", "model.decoder.box_head.", "decoder.box_head."),
+    head=("class_head.", "model.decoder.box_head."),
     companions=image_processor,
 )
 

@@ -2,18 +2,42 @@
 
 from typing import Any
 
+from hf_attn.interchange import vit_jax, vit_timm, vit_torchvision, vit_transformers
+from hf_attn.interchange.checkpoints import PLACE, read_config
 from hf_attn.interchange.detr_original import DETR_DC5_ORIGINAL, DETR_ORIGINAL
 from hf_attn.interchange.detr_transformers import DETR
+from hf_attn.interchange.fairseq import FAIRSEQ
 from hf_attn.interchange.files import FileFormat
 from hf_attn.interchange.loading import Family, load_foreign
-from hf_attn.interchange.vit_transformers import VIT
+from hf_attn.interchange.m2m import M2M
+from hf_attn.interchange.marian import MARIAN
 
 # By the `model_type` of config.json, and by --format
-FAMILIES: dict[str, Family] = {"detr": DETR, "vit": VIT}
-FILES: tuple[FileFormat, ...] = (DETR_ORIGINAL, DETR_DC5_ORIGINAL)
+FAMILIES: dict[str, Family] = {
+    "marian": MARIAN,
+    "m2m_100": M2M,
+    **vit_transformers.FAMILIES,
+    **vit_timm.FAMILIES,
+    "detr": DETR,
+}
+FILES: tuple[FileFormat, ...] = (
+    FAIRSEQ,
+    vit_timm.TIMM_FILE,
+    vit_jax.JAX_FILE,
+    vit_torchvision.TORCHVISION_FILE,
+    DETR_ORIGINAL,
+    DETR_DC5_ORIGINAL,
+)
 FORMATS = {format.name: format for format in FILES}
 
 
 def load(model_class: Any, source: Any, **kwargs: Any) -> Any | None:
     """What `from_pretrained` of our models makes of another library's checkpoint, see `load_foreign`."""
     return load_foreign(model_class, source, FAMILIES, **kwargs)
+
+
+def load_processor(source: Any, **kwargs: Any) -> dict[str, Any] | None:
+    """The settings of our image processor that another library's config.json holds; None where it holds none."""
+    theirs = read_config(source, {name: kwargs[name] for name in PLACE if name in kwargs}) or {}
+    family = FAMILIES.get(theirs.get("model_type", ""))
+    return None if family is None or family.processor is None else family.processor(theirs)

@@ -23,16 +23,18 @@ class FileFormat(Kind):
         name: for `hf-attn import --format`.
         recognise: whether tensors of such names are one.
         configure: makes our configuration of names and sizes; raises a ValueError for what our model cannot express.
+        read: reads such a file, if `read_file` does not, or not all that `configure` must know.
     """
 
     name: str
     recognise: Callable[[Mapping[str, torch.Tensor]], bool]
     configure: Callable[[Mapping[str, torch.Tensor]], dict[str, Any]]
+    read: Callable[[Path], Mapping[str, torch.Tensor]] | None = None
 
 
 def open_file(path: Path, format: FileFormat) -> Opened:
     """Read a file as what it was taken for, see `read_file`."""
-    tensors = read_file(path)
+    tensors = (format.read or read_file)(path)
     with said_of(path, format):
         fields = format.configure(tensors)
         taken = format.table(format.config_class(**fields), tensors).take(tensors)

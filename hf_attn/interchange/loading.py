@@ -1,10 +1,11 @@
 """`from_pretrained` of our models for the checkpoints of other libraries."""
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +43,7 @@ class Kind:
         config_class: ours.
         table: makes the table of names, of a model with its head.
         head: how the names of our head begin, which fine-tuning may begin anew.
+        other_heads: the same of models with another head.
         resampled: how names begin of tensors that are resampled on loading where the configuration says so.
         companions: makes what prepares the model's input, of a checkpoint and PLACE's arguments: none where none is
             there.
@@ -51,6 +53,7 @@ class Kind:
     config_class: type[PreTrainedConfig]
     table: Table
     head: tuple[str, ...] = ()
+    other_heads: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
     companions: Callable[["Opened", dict[str, Any]], list[Any]] = lambda opened, place: []
 
@@ -62,10 +65,14 @@ class Family(Kind):
     Args:
         configure: makes our configuration of theirs.
         generation: the settings of `generate` that their config.json holds, for repositories without a file of them.
+        processor: the settings of our image processor that it holds, for the same.
+        own_generation: settings that only our models know, and that make them generate as theirs do.
     """
 
     configure: Configure
     generation: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    processor: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    own_generation: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +149,8 @@ def open_checkpoint(
         tensors = read_tensors(source, place, safe)
         taken = family.table(family.config_class(**fields), tensors).take(tensors)
     generation = None if family.generation is None else _generation(source, place, family.generation(theirs))
+    for name, value in family.own_generation.items():  # update() knows only transformers' own
+        setattr(generation, name, value)
     return Opened(str(source), family, fields, taken, generation)
 
 
@@ -149,7 +158,10 @@ def as_model(opened: Opened, model_class: Any, **kwargs: Any) -> Any:
     """The model. Arguments and errors are those of `load_foreign`."""
     with said_of(opened.source, opened.kind):
         config, kwargs = _configuration(opened, kwargs)
-        weights = _fitting(opened, model_class, config, bool(kwargs.get("ignore_mismatched_sizes")))
+        own = {name: kwargs[name] for name in inspect.signature(model_class).parameters if name in kwargs}
+        with torch.device("meta"):
+            model = model_class(config, **own)
+        weights = _fitting(opened, model, bool(kwargs.get("ignore_mismatched_sizes")))
     wants_report = kwargs.pop("output_loading_info", False)
     with _no_report():
         model, report = model_class.from_pretrained(
@@ -206,20 +218,19 @@ def _configuration(opened: Opened, kwargs: dict[str, Any]) -> tuple[PreTrainedCo
     return given, kwargs
 
 
-def _fitting(opened: Opened, model_class: Any, config: PreTrainedConfig, anew: bool) -> dict[str, torch.Tensor]:
+def _fitting(opened: Opened, model: Any, anew: bool) -> dict[str, torch.Tensor]:
     """The tensors that the model has. Raises a ValueError unless they are all of its own, in their sizes."""
     taken, kind = opened.tensors, opened.kind
-    with torch.device("meta"):
-        model = model_class(config)
     wanted = {name: weight.shape for name, weight in model.state_dict().items()}
-    base = f"{model_class.base_model_prefix}."
+    base = f"{model.base_model_prefix}."
     if not any(name.startswith(base) for name in wanted):  # it is the base model itself
         taken = {name.removeprefix(base): weight for name, weight in taken.items()}
-    ignored = [re.compile(pattern) for pattern in model_class._keys_to_ignore_on_load_unexpected or ()]
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     taken = {n: w for n, w in taken.items() if n in wanted or not any(p.search(n) for p in ignored)}
     counters = [name for name in wanted if name.endswith(COUNTER) and name not in taken]
     taken |= {name: torch.zeros(wanted[name], dtype=torch.long) for name in counters}
-    resized = tuple(name.removeprefix(base) for name in kind.resampled) + kind.resampled
+    heads = kind.head + kind.other_heads
+    resized, head = ((*names, *(name.removeprefix(base) for name in names)) for names in (kind.resampled, heads))
     other = {
         name
         for name, weight in taken.items()
@@ -227,7 +238,7 @@ def _fitting(opened: Opened, model_class: Any, config: PreTrainedConfig, anew: b
     }
     tied = set(model.all_tied_weights_keys)
     missing = wanted.keys() - taken.keys() - {name for name in tied if model.all_tied_weights_keys[name] in taken}
-    if anew and (begun := {name for name in missing | other if name.startswith(kind.head)}):
+    if anew and (begun := {name for name in missing | other if name.startswith(head)}):
         logger.warning(f"{', '.join(sorted(begun))} begin anew: the checkpoint's do not fit, or are not there")
         taken = {name: weight for name, weight in taken.items() if name not in begun}
         missing, other = missing - begun, other - begun
@@ -240,7 +251,7 @@ def _fitting(opened: Opened, model_class: Any, config: PreTrainedConfig, anew: b
         sizes = [f"{name} {tuple(taken[name].shape)} instead of {tuple(wanted[name])}" for name in other]
         faults.append(f"has other sizes than the model: {listed(sizes)}")
     if faults:
-        heads = bool(kind.head) and all(name.startswith(kind.head) for name in missing | other)
-        remedy = "; for a head that begins anew, give num_labels=... and ignore_mismatched_sizes=True" if heads else ""
-        raise ValueError("it " + ", and ".join(faults) + remedy)
+        is_head = bool(head) and all(name.startswith(head) for name in missing | other)
+        remedy = "; for a head that begins anew, give num_labels=... and ignore_mismatched_sizes=True"
+        raise ValueError("it " + ", and ".join(faults) + (remedy if is_head else ""))
     return taken

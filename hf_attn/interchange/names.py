@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,10 +10,10 @@ SHOWN = 8  # names in a message
 
 
 class Change(NamedTuple):
-    """What differs beside the name. One tensor of theirs is one or more of ours."""
+    """What differs beside the name. One tensor of theirs is one or more of ours; seldom, several of theirs are."""
 
-    take: Callable[[torch.Tensor], Sequence[torch.Tensor]]
-    give: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    take: Callable[..., Sequence[torch.Tensor]]  # of each of theirs
+    give: Callable[[Sequence[torch.Tensor]], Any]  # a tensor, or for several of theirs as many
 
 
 AS_IT_IS = Change(lambda theirs: [theirs], lambda ours: ours[0])
@@ -24,9 +24,10 @@ STACKED = Change(lambda theirs: theirs.chunk(3), lambda ours: torch.cat(list(our
 
 
 class Row(NamedTuple):
-    """`{}` stands for the number of a layer, the same on both sides."""
+    """`{}` stands for the number of a layer, the same on both sides. A row of no tensor of ours is only looked at:
+    its change raises a ValueError where the tensor is not what the model takes it for, and gives nothing."""
 
-    theirs: str
+    theirs: str | tuple[str, ...]
     ours: str | tuple[str, ...]
     change: Change = AS_IT_IS
 
@@ -34,6 +35,16 @@ class Row(NamedTuple):
 def with_bias(theirs: str, ours: str) -> list[Row]:
     """The weight and the bias of a layer."""
     return [Row(f"{theirs}.{part}", f"{ours}.{part}") for part in ("weight", "bias")]
+
+
+def looked_at(theirs: str, check: Callable[[torch.Tensor], None]) -> Row:
+    """A tensor that has no counterpart; `check` raises a ValueError if something would be lost without it."""
+
+    def take(tensor: torch.Tensor) -> list[torch.Tensor]:
+        check(tensor)
+        return []
+
+    return Row(theirs, (), Change(take, lambda ours: ours[0]))
 
 
 class Names:
@@ -45,26 +56,37 @@ class Names:
     """
 
     def __init__(self, rows: Iterable[Row], beside: Iterable[str] = ()):
-        self.rows = [(_pattern(row.theirs), row) for row in rows]
+        self.rows = [([_pattern(name) for name in _filled(row.theirs, None)], row) for row in rows]
         self.beside = [re.compile(pattern) for pattern in beside]
 
     def take(self, theirs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Their tensors under our names.
 
         Raises:
-            ValueError: for tensors that are in no row.
+            ValueError: for tensors that are in no row, lack those that they are one with, or that a change refuses.
         """
         taken: dict[str, torch.Tensor] = {}
         unknown = []
-        for name, tensor in theirs.items():
+        for name in theirs:
             if (found := self._row_of(name)) is not None:
                 row, layer = found
-                taken.update(zip(_filled(row.ours, layer), row.change.take(tensor), strict=True))
+                together = _filled(row.theirs, layer)
+                if missing := [other for other in together if other not in theirs]:
+                    raise ValueError(f"there is {name}, but not {listed(missing)}")
+                if name == together[0]:
+                    taken.update(self._changed(row, layer, [theirs[each] for each in together]))
             elif not any(pattern.fullmatch(name) for pattern in self.beside):
                 unknown.append(name)
         if unknown:
             raise ValueError(f"{counted(unknown, 'tensor')} that no such model has: {listed(unknown)}")
         return taken
+
+    @staticmethod
+    def _changed(row: Row, layer: str, theirs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        try:
+            return dict(zip(_filled(row.ours, layer), row.change.take(*theirs), strict=True))
+        except ValueError as error:
+            raise ValueError(f"{_filled(row.theirs, layer)[0]}: {error}") from error
 
     def give(self, ours: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Our tensors under their names.
@@ -74,13 +96,15 @@ class Names:
         """
         left, given = dict(ours), dict[str, torch.Tensor]()
         for _, row in self.rows:
+            if not row.ours:
+                continue
             first, *_ = _filled(row.ours, None)
             pattern = _pattern(first)
             for name in [name for name in left if pattern.fullmatch(name)]:
                 layer = _number(pattern, name)
-                given[row.theirs.replace("{}", layer)] = row.change.give(
-                    [left.pop(part) for part in _filled(row.ours, layer)]
-                )
+                changed = row.change.give([left.pop(part) for part in _filled(row.ours, layer)])
+                theirs = [changed] if isinstance(changed, torch.Tensor) else changed
+                given.update(zip(_filled(row.theirs, layer), theirs, strict=True))
         if left:
             raise ValueError(f"{counted(left, 'tensor')} that the format has no name for: {listed(left)}")
         return given
@@ -91,13 +115,14 @@ class Names:
             for part in _filled(row.ours, None):
                 pattern = _pattern(part)
                 if pattern.fullmatch(ours):
-                    return row.theirs.replace("{}", _number(pattern, ours))
+                    return _filled(row.theirs, _number(pattern, ours))[0]
         return ours
 
     def _row_of(self, theirs: str) -> tuple[Row, str] | None:
-        for pattern, row in self.rows:
-            if pattern.fullmatch(theirs):
-                return row, _number(pattern, theirs)
+        for patterns, row in self.rows:
+            for pattern in patterns:
+                if pattern.fullmatch(theirs):
+                    return row, _number(pattern, theirs)
         return None
 
 
@@ -110,9 +135,9 @@ def _number(pattern: re.Pattern[str], name: str) -> str:
     return match[1] if match and match.groups() else ""
 
 
-def _filled(ours: str | tuple[str, ...], layer: str | None) -> tuple[str, ...]:
-    """The names of a row, of one layer or, with None, still templates."""
-    parts = (ours,) if isinstance(ours, str) else ours
+def _filled(names: str | tuple[str, ...], layer: str | None) -> tuple[str, ...]:
+    """Names of a row, of one layer or, with None, still templates."""
+    parts = (names,) if isinstance(names, str) else names
     return parts if layer is None else tuple(part.replace("{}", layer) for part in parts)
 
 

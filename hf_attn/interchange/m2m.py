@@ -1,0 +1,52 @@
+"""Many-to-many translators: M2M100 and NLLB-200 (dense), facebook/m2m100_* and facebook/nllb-200-*.
+
+The language to translate into is the first word of the translation: give `generate` a `forced_bos_token_id`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import M2M100Config
+
+from hf_attn.configuration_translator import AttnTranslatorConfig
+from hf_attn.interchange.fairseq_names import layers, same_in_both, transformers_words, unread
+from hf_attn.interchange.loading import Family
+from hf_attn.interchange.marian import AS_IN_TRANSFORMERS, ONE_FOR_BOTH, SAME_FIELDS, search_settings
+from hf_attn.interchange.names import Names
+
+
+def configure(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    full = M2M100Config.from_dict(dict(theirs)).to_dict()  # with the defaults of what is left out
+    return {
+        **{name: full[name] for name in SAME_FIELDS},
+        **same_in_both(full, ONE_FOR_BOTH),
+        "hidden_size": full["d_model"],
+        "share_embeddings": full["tie_word_embeddings"],  # transformers unties all tables at once
+        "norm_position": "pre",
+        "position_layout": "fairseq",
+        "first_position": full["pad_token_id"] + 1,
+    }
+
+
+def table(config: AttnTranslatorConfig, theirs: Mapping[str, torch.Tensor]) -> Names:
+    return Names(
+        [
+            *transformers_words(config, theirs),
+            *layers("model.", has_final_norm=True),
+        ],
+        beside=[
+            *unread(config),
+            r"model\.(encoder|decoder)\.embed_positions\.weights",
+        ],  # sinusoids, which both compute
+    )
+
+
+M2M = Family(
+    title="an M2M100 or NLLB translator of transformers",
+    config_class=AttnTranslatorConfig,
+    configure=configure,
+    table=table,
+    generation=search_settings,
+    own_generation=AS_IN_TRANSFORMERS,
+)

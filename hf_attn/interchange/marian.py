@@ -1,0 +1,161 @@
+"""Marian's translators as transformers keeps them: the OPUS-MT models, Helsinki-NLP/opus-mt-*."""
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import GenerationConfig, MarianConfig
+from transformers.utils import SAFE_WEIGHTS_NAME, logging
+
+from hf_attn.configuration_translator import AttnTranslatorConfig
+from hf_attn.generation_translator import OWN_ENTRIES
+from hf_attn.interchange.fairseq_names import (
+    TARGET,
+    computed_positions,
+    layers,
+    same_in_both,
+    transformers_words,
+    unread,
+)
+from hf_attn.interchange.loading import Family
+from hf_attn.interchange.names import Change, Names, Row, looked_at
+from hf_attn.training.checkpoints import whole_directory
+
+logger = logging.get_logger(__name__)
+
+MAX_LENGTH = 512  # of the OPUS-MT models; transformers' own is 20
+SAME_FIELDS = (
+    "vocab_size",
+    "encoder_layers",
+    "decoder_layers",
+    "activation_function",
+    "scale_embedding",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+)
+ONE_FOR_BOTH = {"num_attention_heads": "{}_attention_heads", "intermediate_size": "{}_ffn_dim"}
+AS_IN_OUR_MODEL = {"position_layout": "halves", "first_position": 0, "norm_position": "post", "logits_bias": True}
+SEARCH = (  # settings of generate() that stood in config.json until 2023
+    "max_length",
+    "min_length",
+    "num_beams",
+    "early_stopping",
+    "length_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "renormalize_logits",
+    "bad_words_ids",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "bos_token_id",
+    "pad_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+)
+AS_IN_TRANSFORMERS = {"early_stopping_heuristic": True}
+BIAS = Change(lambda theirs: [theirs.flatten()], lambda ours: ours[0].unsqueeze(0))  # (1, words) ↔ (words,)
+
+
+def configure(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    full = MarianConfig.from_dict(dict(theirs)).to_dict()  # with the defaults of what is left out
+    is_shared = full["share_encoder_decoder_embeddings"]
+    return {
+        **{name: full[name] for name in SAME_FIELDS},
+        **same_in_both(full, ONE_FOR_BOTH),
+        **AS_IN_OUR_MODEL,
+        "hidden_size": full["d_model"],
+        "share_embeddings": is_shared and full["tie_word_embeddings"],  # transformers unties all tables at once
+        "decoder_vocab_size": full["vocab_size"] if is_shared else full["decoder_vocab_size"],
+        "unk_token_id": None,  # known to the tokenizer
+    }
+
+
+def table(config: AttnTranslatorConfig, theirs: Mapping[str, torch.Tensor]) -> Names:
+    return Names(
+        [
+            *transformers_words(config, theirs),
+            *layers("model.", has_final_norm=False),
+            Row("final_logits_bias", "logits_bias", BIAS),
+            looked_at("model.encoder.embed_positions.weight", computed_positions(config)),
+            looked_at("model.decoder.embed_positions.weight", computed_positions(config)),
+        ],
+        beside=unread(config),
+    )
+
+
+def search_settings(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers reads from a config.json that has no generation_config.json beside it."""
+    settings = {name: theirs[name] for name in SEARCH if theirs.get(name) is not None}
+    if theirs["model_type"] == MarianConfig.model_type:
+        settings.setdefault("forced_eos_token_id", MarianConfig.forced_eos_token_id)
+    return settings
+
+
+MARIAN = Family(
+    title="a Marian translator of transformers",
+    config_class=AttnTranslatorConfig,
+    configure=configure,
+    table=table,
+    generation=search_settings,
+    own_generation=AS_IN_TRANSFORMERS,
+)
+
+
+def export_transformers(model: Any, output_dir: str | os.PathLike, tokenizer: Any | None = None) -> None:
+    """Write a translator as a `MarianMTModel`, with its tokenizer and its settings of `generate`.
+
+    Raises:
+        ValueError: if a Marian translator cannot be what this one is; the message names the setting.
+    """
+    config: AttnTranslatorConfig = copy.deepcopy(model.config)
+    for name, wanted in AS_IN_OUR_MODEL.items():
+        if getattr(config, name) != wanted and name != "logits_bias":
+            raise ValueError(f"{name} is {getattr(config, name)!r}, but {wanted!r} in every Marian translator")
+    weights = model.state_dict()
+    weights.setdefault("logits_bias", torch.zeros(config.target_vocab_size))
+    config.share_embeddings &= config.tie_word_embeddings  # else the source's table is written for the target, too
+    copies = model.all_tied_weights_keys.keys() - (set() if config.share_embeddings else {TARGET})
+    weights = {name: weight for name, weight in weights.items() if name not in copies}
+    given = {name: weight.contiguous() for name, weight in table(config, {}).give(weights).items()}
+    with whole_directory(Path(output_dir)) as temporary:
+        save_file(given, temporary / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+        _their_config(config).save_pretrained(temporary)
+        _their_search_settings(model).save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+
+
+def _their_config(config: AttnTranslatorConfig) -> MarianConfig:
+    return MarianConfig(
+        **{name: getattr(config, name) for name in SAME_FIELDS},
+        **{
+            name.format(stack): getattr(config, ours)
+            for ours, name in ONE_FOR_BOTH.items()
+            for stack in ("encoder", "decoder")
+        },
+        d_model=config.hidden_size,
+        share_encoder_decoder_embeddings=config.share_embeddings,
+        decoder_vocab_size=config.target_vocab_size,
+        architectures=["MarianMTModel"],
+    )
+
+
+def _their_search_settings(model: Any) -> GenerationConfig:
+    """Without the entries that only our models know; a warning names those that would change translations."""
+    settings = copy.deepcopy(model.generation_config)
+    own = {name: vars(settings).pop(name, None) for name in OWN_ENTRIES}
+    if own["gnmt_alpha"] is not None:
+        logger.warning(f"gnmt_alpha {own['gnmt_alpha']} is left out: MarianMTModel has length_penalty in its place")
+    if settings.max_length is None and settings.max_new_tokens is None:
+        settings.max_length = MAX_LENGTH
+    return settings
