@@ -14,10 +14,12 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from transformers import DetrConfig, DetrForObjectDetection, DetrForSegmentation
 
 from hf_attn import AttnDetrConfig, AttnDetrForObjectDetection
+from hf_attn.image_processing_detr import AttnDetrImageProcessor
 from hf_attn.interchange import detr_original, detr_transformers
-from hf_attn.interchange.detr_original import COCO, DETR_ORIGINAL
-from hf_attn.interchange.files import read_file
-from hf_attn.interchange.loading import Opened, as_model
+from hf_attn.interchange.detr_original import COCO, DETR_DC5_ORIGINAL, DETR_ORIGINAL
+from hf_attn.interchange.files import open_file, read_file
+from hf_attn.interchange.importing import import_checkpoint
+from hf_attn.interchange.loading import as_model
 from tests.foreign_detr import assert_same_outputs, foreign_detr
 
 HEADS = {"num_attention_heads": 4}  # which no tensor tells; the authors have 8
@@ -53,12 +55,8 @@ def official(theirs: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def load(path: Path, model_class=AttnDetrForObjectDetection, **kwargs):
-    tensors = read_file(path)
-    assert DETR_ORIGINAL.recognise(tensors)
-    fields = DETR_ORIGINAL.configure(tensors)
-    taken = DETR_ORIGINAL.table(AttnDetrConfig(**fields), tensors).take(tensors)
-    return as_model(Opened(str(path), DETR_ORIGINAL, fields, taken), model_class, **kwargs)
+def load(path: Path, model_class=AttnDetrForObjectDetection, format=DETR_ORIGINAL, **kwargs):
+    return as_model(open_file(path, format), model_class, **kwargs)
 
 
 @pytest.fixture
@@ -82,7 +80,7 @@ def test_numbers_are_those_of_transformers(theirs, wrapped, warnings, tmp_path):
     assert_same_outputs(ours, theirs)
     assert ours.config.id2label == dict(enumerate(COCO))
     assert (ours.config.backbone, ours.config.frozen_batch_norm, ours.config.frozen_stride) == ("resnet18", True, 4)
-    assert 'for DC5 give backbone_kwargs={"output_stride": 16}' in warnings[0]
+    assert "if it is DC5, give --format detr-dc5-original, or backbone_kwargs={'output_stride': 16}" in warnings[0]
 
 
 def test_attention_is_that_of_torch_with_the_same_tensors(theirs, tmp_path):
@@ -99,11 +97,22 @@ def test_attention_is_that_of_torch_with_the_same_tensors(theirs, tmp_path):
         assert_close(found, attention(query, key, key, need_weights=False)[0], rtol=0, atol=1e-6)
 
 
-def test_a_dilated_backbone_is_asked_for(tmp_path):
+def test_a_dilated_backbone_is_asked_for(warnings, tmp_path):
     theirs = foreign_detr(dilation=True)
     torch.save(official(theirs), tmp_path / "detr-dc5.pth")
-    ours = load(tmp_path / "detr-dc5.pth", backbone_kwargs={"output_stride": 16}, **HEADS)
+    ours = load(tmp_path / "detr-dc5.pth", format=DETR_DC5_ORIGINAL, **HEADS)
+    assert warnings == []
     assert_same_outputs(ours, theirs)
+    again = load(tmp_path / "detr-dc5.pth", backbone_kwargs={"output_stride": 16}, **HEADS)
+    assert again.config.to_dict() == ours.config.to_dict()
+
+
+def test_a_file_is_imported_with_what_prepares_its_pictures(theirs, tmp_path):
+    torch.save({"model": official(theirs)}, tmp_path / "detr.pth")
+    made = import_checkpoint(tmp_path / "detr.pth", tmp_path / "ours", **HEADS)
+    assert (made.title, made.classes, made.beside) == ("a DETR of its authors", 91, ["AttnDetrImageProcessor"])
+    assert_same_outputs(AttnDetrForObjectDetection.from_pretrained(tmp_path / "ours"), theirs)
+    assert AttnDetrImageProcessor.from_pretrained(tmp_path / "ours").size["shortest_edge"] == 800
 
 
 def test_a_checkpoint_of_the_training_script(theirs, tmp_path):

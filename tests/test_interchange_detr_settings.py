@@ -231,6 +231,12 @@ def test_a_processor_of_ours_in_transformers(settings, photograph, tmp_path):
     assert torch.equal(again(photograph, return_tensors="pt").pixel_values, expected.pixel_values)
 
 
+def test_a_processor_of_theirs_stays_what_it_is():
+    """It may lie beside a model of ours."""
+    size = {"shortest_edge": 80, "longest_edge": 133}
+    assert their_processor(DetrImageProcessorPil(size=size)) == their_processor(AttnDetrImageProcessor(size=size))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

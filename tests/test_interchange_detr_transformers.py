@@ -6,11 +6,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import DetrConfig, DetrForObjectDetection, DetrForSegmentation, DetrModel, ResNetConfig
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    DetrForSegmentation,
+    DetrModel,
+    ResNetConfig,
+)
 
 from hf_attn import AttnDetrConfig, AttnDetrForObjectDetection
+from hf_attn.image_processing_detr import AttnDetrImageProcessor
 from hf_attn.interchange import detr_transformers
 from hf_attn.interchange.detr_transformers import export_transformers, table
+from hf_attn.interchange.exporting import export_model
+from hf_attn.interchange.importing import import_checkpoint
 from hf_attn.modeling_detr import AttnDetrModel
 from tests.foreign_detr import FULL, assert_same_outputs, foreign_detr, pictures, randomised
 
@@ -223,7 +234,7 @@ def our_detr(**fields) -> AttnDetrForObjectDetection:
     [
         {"id2label": NAMES, "box_cost": 4.0, "eos_coefficient": 1, "frozen_batch_norm": True},
         {"backbone_kwargs": {"output_stride": 16}},
-        {"backbone_feature": -2, "num_channels": 3},
+        {"backbone_feature": -2},
     ],
     ids=["plain", "DC5", "another feature map"],
 )
@@ -238,6 +249,21 @@ def test_exported_it_is_the_same_in_transformers(fields, tmp_path):
     again = AttnDetrForObjectDetection.from_pretrained(directory)
     assert_same_outputs(again, theirs)
     assert again.config.box_cost == ours.config.box_cost
+
+
+def test_a_directory_is_imported_and_exported_with_what_prepares_its_pictures(saved, tmp_path):
+    made = import_checkpoint(saved, tmp_path / "ours")
+    assert (made.title, made.classes, made.beside) == ("a DETR of transformers", 3, [])
+    with pytest.raises(ValueError, match="backbone_kwargs has channels, layers, for which transformers' DETR has no"):
+        export_model(made.output_dir, "transformers", tmp_path / "out")
+    ours, processor = our_detr(), AttnDetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    ours.save_pretrained(tmp_path / "mine")
+    processor.save_pretrained(tmp_path / "mine")
+    directory = export_model(tmp_path / "mine", "transformers", tmp_path / "theirs")
+    assert_same_outputs(ours, AutoModelForObjectDetection.from_pretrained(directory))
+    assert dict(AutoImageProcessor.from_pretrained(directory).size) == processor.size
+    assert import_checkpoint(directory, tmp_path / "again").beside == ["AttnDetrImageProcessor"]
+    assert AttnDetrImageProcessor.from_pretrained(tmp_path / "again").to_dict() == processor.to_dict()
 
 
 @pytest.mark.parametrize(

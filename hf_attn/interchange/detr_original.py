@@ -1,15 +1,18 @@
 """The authors' DETR (facebookresearch/detr): one .pth file, released or written by their training script."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
 from hf_attn.configuration_detr import AttnDetrConfig
+from hf_attn.image_processing_detr import AttnDetrImageProcessor
 from hf_attn.interchange.detr_settings import AUTHORS
 from hf_attn.interchange.detr_transformers import BODY, DETR, mask_head
 from hf_attn.interchange.files import FileFormat
+from hf_attn.interchange.loading import Opened
 from hf_attn.interchange.names import STACKED, Names, Row, with_bias
 from hf_attn.interchange.resnets import resnet_of_tensors, same_names
 
@@ -31,6 +34,7 @@ ATTENTION = {
 }
 CROSS_ATTENTION = "transformer.decoder.layers.0.multihead_attn.in_proj_weight"  # Conditional DETR and others lack it
 BACKBONE = "backbone.0.body."
+DC5, DILATED = "detr-dc5-original", {"output_stride": 16}
 ABSENT = "N/A"
 # COCO's categories by their ids, which have gaps: of 90 that were planned it has 80
 COCO = (
@@ -59,6 +63,20 @@ def configure(theirs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: for norms before attention, learned positions, or a backbone that is no ResNet.
     """
+    logger.warning(
+        "tensors do not tell DETR from DETR-DC5, the last stage of whose backbone is dilated, and this is read as "
+        f"DETR; if it is DC5, give --format {DC5}, or backbone_kwargs={DILATED}"
+    )
+    return _configure(theirs)
+
+
+def configure_dilated(theirs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The same for DC5, as it was asked for."""
+    fields = _configure(theirs)
+    return {**fields, "backbone_kwargs": {**fields["backbone_kwargs"], **DILATED}}
+
+
+def _configure(theirs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     root = _root(theirs)
     for name, what in (
         ("transformer.encoder.norm.weight", "norms before attention (--pre_norm); this model has them after it"),
@@ -69,10 +87,6 @@ def configure(theirs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     queries, width = theirs[f"{root}query_embed.weight"].shape
     layers = {stack: _count(theirs, f"{root}transformer.{stack}.layers.") for stack in LAYERS}
     body = f"{root}{BACKBONE}"
-    logger.warning(
-        "tensors do not tell DETR from DETR-DC5, whose backbone has the last stage dilated; it is read as DETR: for "
-        'DC5 give backbone_kwargs={"output_stride": 16}'
-    )
     return {
         **resnet_of_tensors({name.removeprefix(body): theirs[name] for name in theirs if name.startswith(body)}),
         "hidden_size": width,
@@ -111,6 +125,11 @@ def table(config: AttnDetrConfig, theirs: Mapping[str, torch.Tensor]) -> Names:
     return Names(rows, beside=mask_head(theirs))
 
 
+def image_processor(opened: Opened, place: dict[str, Any]) -> list[AttnDetrImageProcessor]:
+    """The authors' preparation of pictures, which is our default."""
+    return [AttnDetrImageProcessor()]
+
+
 def _attention(theirs: str, ours: str) -> list[Row]:
     """torch.nn.MultiheadAttention has one matrix for queries, keys and values."""
     rows = with_bias(f"{theirs}.out_proj", f"{ours}.out_proj")
@@ -136,4 +155,12 @@ DETR_ORIGINAL = FileFormat(
     configure=configure,
     table=table,
     head=DETR.head,
+    companions=image_processor,
+)
+DETR_DC5_ORIGINAL = replace(  # which has to be asked for
+    DETR_ORIGINAL,
+    name=DC5,
+    title="a DETR-DC5 of its authors",
+    recognise=lambda theirs: False,
+    configure=configure_dilated,
 )

@@ -239,12 +239,12 @@ def _backbone(model: AttnDetrForObjectDetection) -> dict[str, Any]:
 
 
 def their_processor(processor: AttnDetrImageProcessor) -> dict[str, Any]:
-    """What preprocessor_config.json of transformers' DetrImageProcessor says of one of ours.
+    """What preprocessor_config.json of transformers' DetrImageProcessor says of one of ours, or of one such itself.
 
     Raises:
         ValueError: for a setting that it cannot express.
     """
-    settings = processor.to_dict()
+    settings = AttnDetrImageProcessor.from_dict(processor.to_dict()).to_dict()
     background, size = settings.pop("background"), settings["size"]
     only = {"do_rescale": True, "num_channels": 3}
     if background not in (None, [255, 255, 255]):

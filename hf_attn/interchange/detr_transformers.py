@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_N
 from hf_attn.configuration_detr import AttnDetrConfig
 from hf_attn.image_processing_detr import AttnDetrImageProcessor
 from hf_attn.interchange.detr_settings import configure, their_config, their_processor
-from hf_attn.interchange.loading import COUNTER, Family
+from hf_attn.interchange.loading import COUNTER, Family, Opened
 from hf_attn.interchange.names import Names, Row, counted, with_bias
 from hf_attn.interchange.resnets import same_names, transformers_names
 from hf_attn.modeling_detr import AttnDetrForObjectDetection
@@ -90,12 +90,21 @@ def _rows(root: str, base: str, rewritten: Mapping[str, str]) -> list[Row]:
     return rows + with_bias(f"{root}class_labels_classifier", "class_head")
 
 
+def image_processor(opened: Opened, place: dict[str, Any]) -> list[AttnDetrImageProcessor]:
+    """What prepares pictures for the model, where a file says how."""
+    try:
+        return [AttnDetrImageProcessor.from_pretrained(opened.source, **place)]
+    except OSError:
+        return []
+
+
 DETR = Family(
     title="a DETR of transformers",
     config_class=AttnDetrConfig,
     configure=configure,
     table=table,
-    head=("class_head.", "model.decoder.box_head.", "decoder.box_head."),
+    head=("class_head.", "model.decoder.box_head."),
+    companions=image_processor,
 )
 
 

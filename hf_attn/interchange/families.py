@@ -4,7 +4,7 @@ from typing import Any
 
 from hf_attn.interchange import vit_jax, vit_timm, vit_torchvision, vit_transformers
 from hf_attn.interchange.checkpoints import PLACE, read_config
-from hf_attn.interchange.detr_original import DETR_ORIGINAL
+from hf_attn.interchange.detr_original import DETR_DC5_ORIGINAL, DETR_ORIGINAL
 from hf_attn.interchange.detr_transformers import DETR
 from hf_attn.interchange.fairseq import FAIRSEQ
 from hf_attn.interchange.files import FileFormat
@@ -26,6 +26,7 @@ FILES: tuple[FileFormat, ...] = (
     vit_jax.JAX_FILE,
     vit_torchvision.TORCHVISION_FILE,
     DETR_ORIGINAL,
+    DETR_DC5_ORIGINAL,
 )
 FORMATS = {format.name: format for format in FILES}
 
