@@ -109,7 +109,15 @@ def test_logits_are_equal(variant, tmp_path):
     assert (ours.config.position_layout, ours.config.norm_position) == ("halves", "post")
 
 
-@pytest.mark.parametrize(("beams", "early_stopping"), [(1, False), (4, False), (4, "never"), (4, True)])
+@pytest.mark.parametrize(
+    ("beams", "early_stopping"),
+    [
+        (1, False),
+        (4, False),
+        pytest.param(4, "never", marks=pytest.mark.slow),
+        pytest.param(4, True, marks=pytest.mark.slow),
+    ],
+)
 def test_two_hundred_sources_are_translated_alike(beams, early_stopping, tmp_path):
     theirs = talkative(1)
     theirs.final_logits_bias[0, 0] -= 2

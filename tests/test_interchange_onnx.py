@@ -79,6 +79,7 @@ def translator(translator_directory):
     return AttnTranslatorForConditionalGeneration.from_pretrained(translator_directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "longest", "words"), [(4, 23, 9), (1, 1, 2)])
 @torch.no_grad()
 def test_logits_of_a_translator_token_by_token(exported_translator, translator, batch, longest, words):
@@ -96,6 +97,7 @@ def test_logits_of_a_translator_token_by_token(exported_translator, translator, 
     assert_close(torch.cat(found, dim=1), translator(ids, mask, target).logits, **CLOSE)
 
 
+@pytest.mark.slow
 def test_greedy_translations_of_fifty_sources(exported_translator, translator):
     ids, mask = random_sources(50, 15, translator.config.vocab_size)
     found = translate_onnx.OnnxTranslator(exported_translator).generate(ids.numpy(), mask.numpy())
@@ -104,6 +106,7 @@ def test_greedy_translations_of_fifty_sources(exported_translator, translator):
     assert [words + [1] * (expected.shape[1] - 1 - len(words)) for words in found] == expected[:, 1:].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -124,6 +127,7 @@ def test_settings_of_generation_are_followed(exported_translator, translator, tm
     assert [words + [1] * (expected.shape[1] - 1 - len(words)) for words in found] == expected[:, 1:].tolist()
 
 
+@pytest.mark.slow
 def test_settings_that_are_not_followed_are_refused(exported_translator, tmp_path):
     directory = shutil.copytree(exported_translator, tmp_path / "onnx")
     GenerationConfig(repetition_penalty=1.2, eos_token_id=2).save_pretrained(directory)
@@ -131,6 +135,7 @@ def test_settings_that_are_not_followed_are_refused(exported_translator, tmp_pat
         translate_onnx.OnnxTranslator(directory)
 
 
+@pytest.mark.slow
 def test_the_example_translates_without_torch(exported_translator, translator, translator_directory):
     code = "import sys, typer, translate_onnx; typer.run(translate_onnx.main)"
     guard = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'hf_attn'])); "
@@ -150,6 +155,7 @@ def test_the_example_translates_without_torch(exported_translator, translator, t
     assert run.stdout == "".join(f"{text}\n" for text in decoded)
 
 
+@pytest.mark.slow
 def test_files_beside_a_translator(exported_translator, translator_directory):
     assert {path.name for path in exported_translator.iterdir()} == {
         *("encoder.onnx", "decoder.onnx", "config.json", "generation_config.json"),
@@ -177,6 +183,7 @@ def test_translators_of_every_kind(tmp_path, kernel, fields):
     assert export_onnx(model, tmp_path / "onnx").difference <= 1e-5
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_translators_graphs_are_traced_for_any_sizes():
     model = tiny_translator()
@@ -351,6 +358,7 @@ def test_what_cannot_be_traced(tmp_path):
         write_graph(graph, tmp_path / graph.name)
 
 
+@pytest.mark.slow
 def test_large_weights_lie_beside_their_graph(tmp_path, monkeypatch):
     layer, x = torch.nn.Linear(64, 64), torch.randn(2, 64)
     graph = Graph("model.onnx", layer, (x,), ({},), ["x"], ["y"])

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 import hf_attn
-from hf_attn.registration import PROCESSORS
 from hf_attn.training.checkpoints import no_progress_bars
 
 # By target and `model_type`, the function of this package that writes a model, with its processor or tokenizer
@@ -57,13 +56,13 @@ def export_model(source: str | Path, to: str, output_dir: str | Path) -> Path:
     write: Callable[..., Any] = getattr(import_module(f"hf_attn.interchange.{module}"), name)
     with no_progress_bars():
         model = getattr(hf_attn, config.architectures[0]).from_pretrained(source, dtype=torch.float32)
-        write(model, output_dir, _companion(source, type(config)))
+        write(model, output_dir, _companion(source, model.main_input_name))
     return output_dir
 
 
-def _companion(source: str, config_class: type) -> Any | None:
+def _companion(source: str, main_input: str) -> Any | None:
     """The image processor or the tokenizer beside a model, if there is one."""
     try:
-        return (AutoImageProcessor if config_class in PROCESSORS else AutoTokenizer).from_pretrained(source)
+        return (AutoTokenizer if main_input == "input_ids" else AutoImageProcessor).from_pretrained(source)
     except (OSError, ValueError):
         return None
