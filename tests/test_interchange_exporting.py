@@ -1,0 +1,54 @@
+"""`hf-attn export` writes what another library loads, where it is asked to, or says what that library lacks."""
+
+from importlib import import_module
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+from hf_attn.interchange.exporting import EXPORTS
+from tests.test_cli import refuse, run
+from tests.tiny import randomise, tiny_detr, tiny_translator, tiny_vit
+
+
+@torch.no_grad()
+def test_a_model_goes_where_it_is_told_and_beside_itself_else(tmp_path):
+    ours = tiny_vit().eval()
+    randomise(ours, std=0.1)
+    ours.save_pretrained(tmp_path / "vit")
+    said = run("export", tmp_path / "vit", "--to", "transformers")
+    assert (said.exit_code, said.stdout) == (0, f"{tmp_path / 'vit-transformers'}: written for transformers\n")
+    assert run("export", tmp_path / "vit", "--to", "timm", "--output", tmp_path / "timm").exit_code == 0
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "vit-transformers").eval()
+    assert isinstance(theirs, ViTForImageClassification)
+    pixels = torch.randn(2, 3, 32, 32)
+    assert_close(theirs(pixels).logits, ours(pixels).logits, rtol=0, atol=1e-5)
+    assert (tmp_path / "timm" / "model.safetensors").is_file()
+    again = tmp_path / "again"
+    assert run("import", tmp_path / "vit-transformers", again, "--quiet").exit_code == 0
+    back = AutoModelForImageClassification.from_pretrained(again).eval()
+    assert_close(back(pixels).logits, ours(pixels).logits, rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
+    tiny_translator().save_pretrained(tmp_path / "translator")
+    assert "timm has no model of type 'attn_translator'" in refuse("export", tmp_path / "translator", "--to", "timm")
+    assert f"--to 'jax' is unknown; use {', '.join(sorted(EXPORTS))}" in refuse("export", tmp_path, "--to", "jax")
+    assert "holds no model: it has no config.json" in refuse("export", tmp_path, "--to", "onnx")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTForImageClassification(ViTConfig(**sizes, image_size=32)).save_pretrained(tmp_path / "theirs")
+    assert "of type 'vit', not ours; `hf-attn import`" in refuse("export", tmp_path / "theirs", "--to", "timm")
+    tiny_detr(conditional_attention=True).save_pretrained(tmp_path / "detr")
+    assert "conditional" in refuse("export", tmp_path / "detr", "--to", "transformers")
+    there = tmp_path / "translator"
+    assert "is there already" in refuse("export", tmp_path / "detr", "--to", "transformers", "--output", there)
+    assert {path.name for path in tmp_path.iterdir()} == {"translator", "theirs", "detr"}
+
+
+@pytest.mark.parametrize("to", EXPORTS)
+def test_every_target_has_its_function(to):
+
+    for place in EXPORTS[to].values():
+        module, name = place.split(".")
+        assert callable(getattr(import_module(f"hf_attn.interchange.{module}"), name))
