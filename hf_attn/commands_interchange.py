@@ -52,14 +52,14 @@ def import_command(
     epilog="""
 **Examples**
 
-- `hf-attn export runs/mine --to ctranslate2`
+- `hf-attn export runs/mine --to onnx`
 - `hf-attn export runs/photos --to transformers --output exported/photos`
 """,
 )
 def export(
     *,
     source: Annotated[str, typer.Argument(metavar="DIR", help="Directory, or name on the Hub, of a model.")],
-    to: Annotated[str, option("transformers, timm, ctranslate2 or onnx.")],
+    to: Annotated[str, option("transformers, timm or onnx.")],
     output: Annotated[
         Path | None, option("Directory to write, not there yet.", "--output", "-o", show_default="DIR-TO beside DIR")
     ] = None,

@@ -19,7 +19,6 @@ EXPORTS = {
         "attn_detr": "detr_transformers.export_transformers",
     },
     "timm": {"attn_vit": "vit_export_timm.export_timm"},
-    "ctranslate2": {"attn_translator": "ctranslate2.export_ctranslate2"},
     "onnx": dict.fromkeys(("attn_translator", "attn_vit", "attn_detr"), "onnx.export_onnx"),
 }
 
@@ -29,7 +28,7 @@ def export_model(source: str | Path, to: str, output_dir: str | Path) -> Path:
 
     Args:
         source: a directory that holds a model of ours, or a name on the Hub.
-        to: "transformers", "timm", "ctranslate2" or "onnx".
+        to: "transformers", "timm" or "onnx".
         output_dir: not there yet, or empty.
 
     Raises:
