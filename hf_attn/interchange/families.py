@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from hf_attn.configuration_translator import AttnTranslatorConfig
+from hf_attn.interchange.checkpoints import PLACE, read_config
 from hf_attn.interchange.fairseq import FAIRSEQ
 from hf_attn.interchange.files import FileFormat
 from hf_attn.interchange.loading import Family, load_foreign
@@ -13,6 +15,17 @@ from hf_attn.interchange.vit_transformers import VIT
 FAMILIES: dict[str, Family] = {"vit": VIT, "marian": MARIAN, "m2m_100": M2M}
 FILES: tuple[FileFormat, ...] = (FAIRSEQ,)
 FORMATS = {format.name: format for format in FILES}
+
+
+def is_translator(source: Any, **kwargs: Any) -> bool:
+    """Whether a directory, or a repository, holds a translator of another library, by its config.json.
+
+    Args:
+        kwargs: of `from_pretrained`, of which only those count that say where to look.
+    """
+    theirs = read_config(source, {name: kwargs[name] for name in PLACE if name in kwargs}) or {}
+    family = FAMILIES.get(theirs.get("model_type", ""))
+    return family is not None and family.config_class is AttnTranslatorConfig
 
 
 def load(model_class: Any, source: Any, **kwargs: Any) -> Any | None:
