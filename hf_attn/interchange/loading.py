@@ -149,6 +149,8 @@ def open_checkpoint(
 
 def as_model(opened: Opened, model_class: Any, **kwargs: Any) -> Any:
     """The model. Arguments and errors are those of `load_foreign`."""
+    if kwargs.get("dtype") == "auto":  # transformers would look for it in a configuration, or in a file
+        kwargs["dtype"] = next(weight.dtype for weight in opened.tensors.values() if weight.is_floating_point())
     with said_of(opened.source, opened.kind):
         config, kwargs = _configuration(opened, kwargs)
         weights = _fitting(opened, model_class, config, bool(kwargs.get("ignore_mismatched_sizes")))
