@@ -349,4 +349,4 @@ def check_translator(model: str) -> None:
     config = read_config(model, trained_by="hf-attn train translator")
     if not config.is_encoder_decoder:
         raise ValueError(f"{model} is a model of type {config.model_type}, which does not translate")
-    check_file(model, ("tokenizer.json", "tokenizer_config.json"), "tokenizer")
+    check_file(model, ("tokenizer.json", "tokenizer_config.json", "source.spm"), "tokenizer")

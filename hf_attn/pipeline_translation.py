@@ -387,8 +387,8 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def register_translation_pipeline() -> None:
-    """Make `pipeline("translation")` mean `TranslationPipeline`.
+def register_translation_pipeline(auto_class: type = AutoModelForSeq2SeqLM) -> None:
+    """Make `pipeline("translation")` mean `TranslationPipeline`, with models loaded by `auto_class`.
 
     transformers refuses the name since version 5, so it is taken off the list of what is refused.
     """
@@ -396,5 +396,5 @@ def register_translation_pipeline() -> None:
     registered = pipelines.PIPELINE_REGISTRY.supported_tasks.get("translation", {})
     if registered.get("impl") is not TranslationPipeline:
         pipelines.PIPELINE_REGISTRY.register_pipeline(
-            "translation", pipeline_class=TranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
+            "translation", pipeline_class=TranslationPipeline, pt_model=auto_class, type="text"
         )

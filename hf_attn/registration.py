@@ -12,7 +12,11 @@ from transformers import (
     AutoModelForMaskedImageModeling,
     AutoModelForObjectDetection,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    MarianConfig,
+    MarianTokenizer,
 )
+from transformers.utils import logging
 
 from hf_attn.configuration_detr import AttnDetrConfig
 from hf_attn.configuration_translator import AttnTranslatorConfig
@@ -29,6 +33,9 @@ from hf_attn.modeling_vit import (
 )
 from hf_attn.pipeline_detection import DetectionPipeline, register_detection_pipeline
 from hf_attn.pipeline_translation import TranslationPipeline, register_translation_pipeline
+from hf_attn.tokenization_opus import OpusTokenizer
+
+logger = logging.get_logger(__name__)
 
 MODELS: dict[Any, dict[Any, Any]] = {
     AttnTranslatorConfig: {
@@ -56,6 +63,9 @@ PIPELINES: dict[Any, tuple[str, type, type, str]] = {
 }
 
 
+OF_AUTO_CLASSES = ("_from_pipeline", "trust_remote_code", "code_revision")  # arguments that models do not know
+
+
 def register_all() -> None:
     """Register every model, processor and pipeline of this package; a second time changes nothing.
 
@@ -78,8 +88,37 @@ def register_all() -> None:
         for processor in processors.values():
             processor.register_for_auto_class("AutoImageProcessor")
             processor.load_foreign = partial(_load_foreign_processor, config)
+    OpusTokenizer.register_for_auto_class("AutoTokenizer")
+    OpusTokenizer.convert_marian = staticmethod(_convert_marian)
+    AutoTokenizer.register(AttnTranslatorConfig, fast_tokenizer_class=OpusTokenizer, exist_ok=True)
+    # the fast form of that slow one, with the same ids
+    AutoTokenizer.register(
+        MarianConfig, slow_tokenizer_class=MarianTokenizer, fast_tokenizer_class=OpusTokenizer, exist_ok=True
+    )
     register_detection_pipeline()
-    register_translation_pipeline()
+    register_translation_pipeline(AutoTranslator)
+
+
+class AutoTranslator(AutoModelForSeq2SeqLM):
+    """For `pipeline("translation")`: ours of the checkpoints that it can be, of all others what transformers makes."""
+
+    @classmethod
+    def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
+        from hf_attn.interchange.families import is_translator
+
+        if is_translator(source, **kwargs):
+            options = {name: value for name, value in kwargs.items() if name not in OF_AUTO_CLASSES}
+            try:
+                return AttnTranslatorForConditionalGeneration.from_pretrained(source, **options)
+            except (OSError, ValueError) as error:
+                logger.warning(f"transformers' own model is taken in place of ours: {error}")
+        return super().from_pretrained(source, *args, **kwargs)
+
+
+def _convert_marian(**kwargs: Any) -> dict[str, Any]:
+    from hf_attn.interchange.opus_tokenizer import convert_marian
+
+    return convert_marian(**kwargs)
 
 
 def _load_foreign(model: Any, source: Any, **kwargs: Any) -> Any | None:

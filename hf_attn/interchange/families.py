@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.interchange import vit_jax, vit_timm, vit_torchvision, vit_transformers
 from hf_attn.interchange.checkpoints import PLACE, read_config
 from hf_attn.interchange.detr_original import DETR_DC5_ORIGINAL, DETR_ORIGINAL
@@ -29,6 +30,17 @@ FILES: tuple[FileFormat, ...] = (
     DETR_DC5_ORIGINAL,
 )
 FORMATS = {format.name: format for format in FILES}
+
+
+def is_translator(source: Any, **kwargs: Any) -> bool:
+    """Whether a directory, or a repository, holds a translator of another library, by its config.json.
+
+    Args:
+        kwargs: of `from_pretrained`, of which only those count that say where to look.
+    """
+    theirs = read_config(source, {name: kwargs[name] for name in PLACE if name in kwargs}) or {}
+    family = FAMILIES.get(theirs.get("model_type", ""))
+    return family is not None and family.config_class is AttnTranslatorConfig
 
 
 def load(model_class: Any, source: Any, **kwargs: Any) -> Any | None:

@@ -156,6 +156,8 @@ def open_checkpoint(
 
 def as_model(opened: Opened, model_class: Any, **kwargs: Any) -> Any:
     """The model. Arguments and errors are those of `load_foreign`."""
+    if kwargs.get("dtype") == "auto":  # transformers would look for it in a configuration, or in a file
+        kwargs["dtype"] = next(weight.dtype for weight in opened.tensors.values() if weight.is_floating_point())
     with said_of(opened.source, opened.kind):
         config, kwargs = _configuration(opened, kwargs)
         own = {name: kwargs[name] for name in inspect.signature(model_class).parameters if name in kwargs}

@@ -62,7 +62,7 @@ SEARCH = (  # settings of generate() that stood in config.json until 2023
     "eos_token_id",
     "decoder_start_token_id",
 )
-AS_IN_TRANSFORMERS = {"early_stopping_heuristic": True}
+AS_IN_TRANSFORMERS = {**OWN_ENTRIES, "early_stopping_heuristic": True}
 BIAS = Change(lambda theirs: [theirs.flatten()], lambda ours: ours[0].unsqueeze(0))  # (1, words) ↔ (words,)
 
 
