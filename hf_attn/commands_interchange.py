@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_attn.commands_shared import AsJson, Debug, Quiet, option
+from hf_attn.commands_shared import AsJson, Debug, Quiet, option, prepare_transformers
 from hf_attn.console import errors_in_one_line, json_line, text_output
 
 use = typer.Typer()
@@ -38,6 +38,7 @@ def import_command(
     pickled files only tensors are read. The model runs once before OUT appears: it is right, or it is not there.
     """
     with errors_in_one_line(debug), text_output(None) as stream:
+        prepare_transformers()
         from hf_attn.interchange.importing import import_checkpoint
 
         def tell(line: str) -> None:
@@ -59,7 +60,7 @@ def import_command(
 def export(
     *,
     source: Annotated[str, typer.Argument(metavar="DIR", help="Directory, or name on the Hub, of a model.")],
-    to: Annotated[str, option("transformers, timm or onnx.")],
+    to: Annotated[str, option("transformers, timm, ctranslate2 or onnx.")],
     output: Annotated[
         Path | None, option("Directory to write, not there yet.", "--output", "-o", show_default="DIR-TO beside DIR")
     ] = None,
@@ -71,6 +72,7 @@ def export(
     before it is there.
     """
     with errors_in_one_line(debug), text_output(None) as stream:
+        prepare_transformers()
         from hf_attn.interchange.exporting import export_model
 
         place = Path(source) if Path(source).is_dir() else Path(Path(source).name)

@@ -99,7 +99,7 @@ def marian_tokenizer(directory: Path) -> MarianTokenizer:
         return MarianTokenizer.from_pretrained(directory)
 
 
-def save_marian(directory: Path, **config: Any) -> MarianMTModel:
+def save_marian(directory: Path, seed: int = 0, std: float = 0.4, **config: Any) -> MarianMTModel:
     """All of an OPUS-MT repository, with random weights."""
     save_tokenizer_files(directory)
     words = len(json.loads((directory / "vocab.json").read_text()))
@@ -118,7 +118,7 @@ def save_marian(directory: Path, **config: Any) -> MarianMTModel:
     special = {"pad_token_id": words - 1, "decoder_start_token_id": words - 1, "eos_token_id": 0}
     model = MarianMTModel(MarianConfig(**{**shape, **special, "vocab_size": words, **config}))
     positions = [stack.embed_positions.weight.clone() for stack in (model.model.encoder, model.model.decoder)]
-    randomise(model, std=0.4).eval()
+    randomise(model, seed, std).eval()
     for stack, computed in zip((model.model.encoder, model.model.decoder), positions, strict=True):
         stack.embed_positions.weight.data.copy_(computed)
     model.generation_config = GenerationConfig(

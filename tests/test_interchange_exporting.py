@@ -1,5 +1,7 @@
 """`hf-attn export` writes what another library loads, where it is asked to, or says what that library lacks."""
 
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
@@ -46,9 +48,27 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"translator", "theirs", "detr"}
 
 
+@pytest.mark.slow
+def test_a_process_of_its_own_knows_all_models(tmp_path):
+    """What `import hf_attn` does elsewhere, the commands do."""
+    tiny_vit().save_pretrained(tmp_path / "vit")
+    code = """
+import sys
+sys.argv = ["hf-attn"]
+from hf_attn.__main__ import app
+vit, theirs, ours = sys.argv_of_test
+app(["export", vit, "--to", "transformers", "--output", theirs], standalone_mode=False)
+app(["import", theirs, ours, "--quiet"], standalone_mode=False)
+"""
+    places = [str(tmp_path / name) for name in ("vit", "theirs", "ours")]
+    code = code.replace("sys.argv_of_test", repr(places))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ours" / "modeling_vit.py").is_file()  # the code that reads it, too
+
+
 @pytest.mark.parametrize("to", EXPORTS)
 def test_every_target_has_its_function(to):
-
     for place in EXPORTS[to].values():
         module, name = place.split(".")
         assert callable(getattr(import_module(f"hf_attn.interchange.{module}"), name))

@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
-from transformers import GenerationConfig, MarianConfig, MarianMTModel
+from transformers import AutoTokenizer, GenerationConfig, MarianConfig, MarianMTModel
 
 from hf_attn import AttnTranslatorForConditionalGeneration as Translator
 from hf_attn import AttnTranslatorModel
+from hf_attn.interchange.importing import import_checkpoint
 from hf_attn.interchange.marian import export_transformers
+from tests.opus import save_marian
 from tests.tiny import randomise, tiny_translator
 
 PAD = 60
@@ -224,6 +226,19 @@ def test_what_is_saved_is_a_marian_again(variant, tmp_path):
 def test_what_no_marian_can_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="norm_position is 'pre', but 'post' in every Marian translator"):
         export_transformers(tiny_translator(norm_position="pre", position_layout="halves"), tmp_path)
+
+
+def test_the_command_brings_the_tokenizer_along(tmp_path):
+    save_marian(tmp_path / "theirs")
+    made = import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    assert made.beside == ["OpusTokenizer"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
+    assert (
+        tokenizer("Der Hund")["input_ids"]
+        == AutoTokenizer.from_pretrained(tmp_path / "theirs")("Der Hund")["input_ids"]
+    )
+    save(marian(), tmp_path / "alone")
+    assert import_checkpoint(tmp_path / "alone", tmp_path / "without").beside == []
 
 
 @pytest.mark.slow

@@ -74,12 +74,12 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _paths(source: str | os.PathLike, place: dict[str, Any], whole: str, index: str) -> list[Path]:
-    if (path := _file(source, whole, place)) is not None:
+    if (path := find_file(source, whole, place)) is not None:
         return [path]
-    if (path := _file(source, index, place)) is None:
+    if (path := find_file(source, index, place)) is None:
         return []
     shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-    found = [_file(source, shard, place) for shard in shards]
+    found = [find_file(source, shard, place) for shard in shards]
     if missing := [shard for shard, path in zip(shards, found, strict=True) if path is None]:
         raise OSError(f"{source} lacks {len(missing)} of its {len(shards)} files of weights, {missing[0]} first")
     return [path for path in found if path is not None]
@@ -87,7 +87,7 @@ def _paths(source: str | os.PathLike, place: dict[str, Any], whole: str, index: 
 
 def _made_safe(source: str | os.PathLike, place: dict[str, Any]) -> list[Path]:
     """The safetensors that the Hub's own bot has made of pickled weights, and offers to the repository's owner."""
-    pickled = _file(source, WEIGHTS_NAME, place) or _file(source, WEIGHTS_INDEX_NAME, place)
+    pickled = find_file(source, WEIGHTS_NAME, place) or find_file(source, WEIGHTS_INDEX_NAME, place)
     if pickled is None:
         raise OSError(f"{source} has no weights: neither {SAFE_WEIGHTS_NAME} nor {WEIGHTS_NAME}")
     on_hub = not (Path(source).exists() or is_offline_mode() or place.get("local_files_only"))
@@ -112,7 +112,7 @@ def _offer(repo: str, token: str | bool | None) -> str | None:
     return offer.git_reference if offer is not None and offer.author == BOT else None
 
 
-def _file(source: str | os.PathLike, name: str, place: dict[str, Any]) -> Path | None:
+def find_file(source: str | os.PathLike, name: str, place: dict[str, Any]) -> Path | None:
     found = cached_file(
         str(source), name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=True, **place
     )

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-import hf_attn
 from hf_attn.training.checkpoints import no_progress_bars
 
 # By target and `model_type`, the function of this package that writes a model, with its processor or tokenizer
@@ -19,6 +18,7 @@ EXPORTS = {
         "attn_detr": "detr_transformers.export_transformers",
     },
     "timm": {"attn_vit": "vit_export_timm.export_timm"},
+    "ctranslate2": {"attn_translator": "ctranslate2.export_ctranslate2"},
     "onnx": dict.fromkeys(("attn_translator", "attn_vit", "attn_detr"), "onnx.export_onnx"),
 }
 
@@ -28,7 +28,7 @@ def export_model(source: str | Path, to: str, output_dir: str | Path) -> Path:
 
     Args:
         source: a directory that holds a model of ours, or a name on the Hub.
-        to: "transformers", "timm" or "onnx".
+        to: "transformers", "timm", "ctranslate2" or "onnx".
         output_dir: not there yet, or empty.
 
     Raises:
@@ -54,7 +54,8 @@ def export_model(source: str | Path, to: str, output_dir: str | Path) -> Path:
     module, name = EXPORTS[to][config.model_type].split(".")
     write: Callable[..., Any] = getattr(import_module(f"hf_attn.interchange.{module}"), name)
     with no_progress_bars():
-        model = getattr(hf_attn, config.architectures[0]).from_pretrained(source, dtype=torch.float32)
+        modeling = import_module(type(config).__module__.replace("configuration_", "modeling_"))
+        model = getattr(modeling, config.architectures[0]).from_pretrained(source, dtype=torch.float32)
         write(model, output_dir, _companion(source, model.main_input_name))
     return output_dir
 

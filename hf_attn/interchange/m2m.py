@@ -12,7 +12,7 @@ from transformers import M2M100Config
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.interchange.fairseq_names import layers, same_in_both, transformers_words, unread
 from hf_attn.interchange.loading import Family
-from hf_attn.interchange.marian import AS_IN_TRANSFORMERS, ONE_FOR_BOTH, SAME_FIELDS, search_settings
+from hf_attn.interchange.marian import AS_IN_TRANSFORMERS, ONE_FOR_BOTH, SAME_FIELDS, search_settings, tokenizers
 from hf_attn.interchange.names import Names
 
 
@@ -49,4 +49,5 @@ M2M = Family(
     table=table,
     generation=search_settings,
     own_generation=AS_IN_TRANSFORMERS,
+    companions=tokenizers,
 )

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import GenerationConfig, MarianConfig
+from transformers import AutoTokenizer, GenerationConfig, MarianConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.generation_translator import OWN_ENTRIES
+from hf_attn.interchange.checkpoints import find_file
 from hf_attn.interchange.fairseq_names import (
     TARGET,
     computed_positions,
@@ -21,7 +22,7 @@ from hf_attn.interchange.fairseq_names import (
     transformers_words,
     unread,
 )
-from hf_attn.interchange.loading import Family
+from hf_attn.interchange.loading import Family, Opened
 from hf_attn.interchange.names import Change, Names, Row, looked_at
 from hf_attn.training.checkpoints import whole_directory
 
@@ -62,6 +63,7 @@ SEARCH = (  # settings of generate() that stood in config.json until 2023
     "eos_token_id",
     "decoder_start_token_id",
 )
+TOKENIZER_FILES = ("tokenizer.json", "source.spm", "sentencepiece.bpe.model")  # of any, of OPUS-MT, of M2M100
 AS_IN_TRANSFORMERS = {**OWN_ENTRIES, "early_stopping_heuristic": True}
 BIAS = Change(lambda theirs: [theirs.flatten()], lambda ours: ours[0].unsqueeze(0))  # (1, words) ↔ (words,)
 
@@ -101,6 +103,13 @@ def search_settings(theirs: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def tokenizers(opened: Opened, place: dict[str, Any]) -> list[Any]:
+    """The checkpoint's tokenizer, if it has the files of one."""
+    if not any(find_file(opened.source, name, place) for name in TOKENIZER_FILES):
+        return []
+    return [AutoTokenizer.from_pretrained(opened.source, **place)]
+
+
 MARIAN = Family(
     title="a Marian translator of transformers",
     config_class=AttnTranslatorConfig,
@@ -108,6 +117,7 @@ MARIAN = Family(
     table=table,
     generation=search_settings,
     own_generation=AS_IN_TRANSFORMERS,
+    companions=tokenizers,
 )
 
 
