@@ -19,9 +19,13 @@ from .tokenization_opus_rules import EDGE, TAG_END, Compositions, SinglePrecisio
 TARGET_FILE = "target_tokenizer.json"
 
 
+def is_tag(word: str) -> bool:
+    return word.startswith(">>") and word.endswith("<<")
+
+
 def in_tokenizer(word: str) -> str:
     """A word that has marks, with them."""
-    return word + TAG_END if word.startswith(">>") else EDGE + word + EDGE
+    return word + TAG_END if is_tag(word) else EDGE + word + EDGE
 
 
 def without_marks(word: str) -> str:
@@ -48,7 +52,8 @@ class OpusTokenizer(TokenizersBackend):
         "target_vocab_file": "target_vocab.json",
     }
     model_input_names = ["input_ids", "attention_mask"]
-    _tokenizer: Any
+    _tokenizer: Any  # of the two, the one in use
+    _both: tuple[Any, ...] = ()
     # Makes both tokenizers of the files of a MarianTokenizer; only the package itself has it
     convert_marian: ClassVar[Callable[..., dict[str, Any]] | None] = None
 
@@ -78,6 +83,7 @@ class OpusTokenizer(TokenizersBackend):
         self._single_precision = [SinglePrecision(tokenizer) for tokenizer in (self._source, self._target)]
         there = {token.content for token in self._target.get_added_tokens_decoder().values()}
         self._target.add_tokens([token for token in self.added_tokens_decoder.values() if token.content not in there])
+        self._both = (self._source,) if self._target is self._source else (self._source, self._target)
 
     @classmethod
     def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
@@ -101,9 +107,7 @@ class OpusTokenizer(TokenizersBackend):
         return self._tokenizer is self._target and self._target is not self._source
 
     def _add_tokens(self, new_tokens: list[Any], special_tokens: bool = False) -> int:
-        for tokenizer in {
-            id(each): each for each in (self._tokenizer, getattr(self, "_target", None)) if each
-        }.values():
+        for tokenizer in self._both or (self._tokenizer,):
             add = tokenizer.add_special_tokens if special_tokens else tokenizer.add_tokens
             added = add(new_tokens)
         return added
@@ -111,7 +115,7 @@ class OpusTokenizer(TokenizersBackend):
     @property
     def supported_language_codes(self) -> list[str]:
         """The tags that may stand before a text."""
-        return [token for token in self.get_vocab() if token.startswith(">>") and token.endswith("<<")]
+        return [token for token in self.get_vocab() if is_tag(token)]
 
     # --- text to ids -------------------------------------------------------------------------------------------------
 

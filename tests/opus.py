@@ -68,7 +68,7 @@ def save_tokenizer_files(directory: Path, left_out: int = 0, separate: bool = Fa
     """source.spm, target.spm, vocab.json (target_vocab.json, too, if `separate`) and tokenizer_config.json.
 
     Args:
-        left_out: so many pieces of each model are not in vocab.json.
+        left_out: so many pieces of the source's model, and half as many of the target's, are not in vocab.json.
     """
     directory.mkdir(parents=True, exist_ok=True)
     files = [
@@ -79,7 +79,7 @@ def save_tokenizer_files(directory: Path, left_out: int = 0, separate: bool = Fa
     known = []
     for file in files:
         long = [piece for piece in pieces(file) if len(piece) > 2]
-        known.append(set(pieces(file)) - set(generator.sample(long, left_out)))
+        known.append(set(pieces(file)) - set(generator.sample(long, left_out // (1 + len(known)))))
     if not separate:
         known[0] |= known.pop()
     for name, words in zip(("vocab.json", "target_vocab.json"), known, strict=False):

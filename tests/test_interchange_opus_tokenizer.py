@@ -113,6 +113,16 @@ def test_texts_of_random_characters(kind, both):
     assert_same(both[kind], texts)
 
 
+def test_what_begins_like_a_tag_may_be_a_piece_of_the_other_language(tmp_path):
+    source = train_model(tmp_path / "source.spm", list(GERMAN) * 3, 90)
+    target = train_model(tmp_path / "target.spm", [f"{text} >> {text} >>>" for text in ENGLISH] * 3, 90)
+    words = ["</s>", "<unk>", ">>", ">>>", "<<", "中>>", *dict.fromkeys([*pieces(source), *pieces(target)])]
+    words = [*dict.fromkeys(words), ">>deu<<", "<pad>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    texts = [">>", ">> Der", "Der >> Hund", ">>> x", "Hund >>> <<", ">>deu<< >> Hund", "中>>", "x 中>> <<"]
+    assert_same((marian_tokenizer(tmp_path), OpusTokenizer.from_pretrained(tmp_path)), texts)
+
+
 @settings(max_examples=100)
 @given(text=st.text(alphabet=st.characters(exclude_categories=["Cs", "Cn"])))
 def test_any_text(both, text):

@@ -55,9 +55,10 @@ def test_it_comes_back(directory, expected, tmp_path):
         assert ids(copied) == expected
 
 
-def test_the_code_travels(directory, expected, tmp_path):
-    OpusTokenizer.from_pretrained(directory).save_pretrained(tmp_path / "saved")
-    (tmp_path / "expected.json").write_text(json.dumps(expected))
+def test_the_code_travels(tmp_path):
+    tokenizer = OpusTokenizer.from_pretrained(save_tokenizer_files(tmp_path / "theirs", left_out=9))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    (tmp_path / "expected.json").write_text(json.dumps(ids(tokenizer)))
     code = """
 import json, sys
 from transformers import AutoTokenizer
@@ -90,6 +91,8 @@ def test_added_tokens_are_known_to_both(directory):
     assert tokenizer.add_tokens(["<name>", "Hund"]) == len(new_words)
     new = tokenizer.convert_tokens_to_ids("<name>")
     assert new >= before
+    tokenizer._switch_to_target_mode()
+    assert tokenizer.convert_tokens_to_ids("<name>") == new
     both = tokenizer("Der <name> bellt", text_target="The <name> barks")
     assert new in both["input_ids"] and new in both["labels"]
     assert "<name>" in tokenizer.decode(both["labels"])

@@ -11,7 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
+from tokenizers.models import Unigram
 
 from hf_attn.interchange.sentencepiece_model import (
     NORMAL,
@@ -19,14 +20,13 @@ from hf_attn.interchange.sentencepiece_model import (
     SentencePieceModel,
     read_sentencepiece,
 )
-from hf_attn.tokenization_opus import in_tokenizer
+from hf_attn.tokenization_opus import in_tokenizer, is_tag
 from hf_attn.tokenization_opus_rules import EDGE, NEVER, TAG_END
 
 SPACE = "▁"
 BREAK = "\ufdd2"  # parts what `tokenizers` would take for one character to the eye; in no text, like the marks
 SPECIAL = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 MODEL_MAX_LENGTH = 512  # of MarianTokenizer
-TAG = re.compile(r">>.*?<<", re.DOTALL)
 
 
 def convert_marian(
@@ -54,8 +54,13 @@ def convert_marian(
         for token in special.values():
             if len({vocabulary.index(token) for vocabulary in vocabularies}) > 1:
                 raise ValueError(f"{token} has different ids in vocab.json and target_vocab.json; it must have one")
-    files = [Path(source_spm), Path(target_spm)]
-    source, target = (_tokenizer(file, words, special) for file, words in zip(files, vocabularies, strict=True))
+    models = [_read(Path(file)) for file in (source_spm, target_spm)]
+    pieces = [_pieces(spm, words) for spm, words in zip(models, vocabularies, strict=True)]
+    size = max(map(len, pieces))  # one for both, so that a token that is added later has one id
+    source, target = (
+        _tokenizer(spm, words, part + [(EDGE * (i + 3), NEVER) for i in range(size - len(part))], special)
+        for spm, words, part in zip(models, vocabularies, pieces, strict=True)
+    )
     kwargs = {name: value for name, value in kwargs.items() if name not in ("tokenizer_file", "sp_model_kwargs")}
     kwargs.setdefault("model_max_length", MODEL_MAX_LENGTH)
     return {
@@ -83,19 +88,28 @@ def _vocabulary(file: Path, special: dict[str, str]) -> list[str]:
     return words
 
 
-def _tokenizer(file: Path, words: list[str], special: dict[str, str]) -> Tokenizer:
-    spm = read_sentencepiece(file)
-    _check(file, spm)
-    pieces = {piece.text: piece.score for piece in spm.pieces if piece.type == NORMAL}
-    own = {character for piece in pieces for character in piece}
-    known = set(words)
-    vocabulary = [
-        (in_tokenizer(word) if TAG.fullmatch(word) or own.isdisjoint(word) else word, pieces.get(word, NEVER))
-        for word in words
+def _pieces(spm: SentencePieceModel, words: list[str]) -> list[tuple[str, float]]:
+    """The words of the model, by their ids, and the pieces that it does not know, with their log-probabilities."""
+    scores = {piece.text: piece.score for piece in spm.pieces if piece.type == NORMAL}
+    own, known = _own_characters(spm), set(words)
+    return [
+        *(
+            (in_tokenizer(word) if is_tag(word) or own.isdisjoint(word) else word, scores.get(word, NEVER))
+            for word in words
+        ),
+        *((piece, score) for piece, score in scores.items() if piece not in known),
     ]
-    vocabulary += [(piece, score) for piece, score in pieces.items() if piece not in known]
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=words.index(special["unk_token"])))
-    tokenizer.normalizer = normalizer(spm, own, [word for word in words if TAG.fullmatch(word)])
+
+
+def _own_characters(spm: SentencePieceModel) -> set[str]:
+    return {character for piece in spm.pieces if piece.type == NORMAL for character in piece.text}
+
+
+def _tokenizer(
+    spm: SentencePieceModel, words: list[str], pieces: list[tuple[str, float]], special: dict[str, str]
+) -> Tokenizer:
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=words.index(special["unk_token"])))
+    tokenizer.normalizer = normalizer(spm, _own_characters(spm), [word for word in words if is_tag(word)])
     tokenizer.decoder = _decoder(special)
     end = special["eos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -105,7 +119,8 @@ def _tokenizer(file: Path, words: list[str], special: dict[str, str]) -> Tokeniz
     return tokenizer
 
 
-def _check(file: Path, spm: SentencePieceModel) -> None:
+def _read(file: Path) -> SentencePieceModel:
+    spm = read_sentencepiece(file)
     wrong = []
     if spm.kind != "unigram":
         wrong.append(f"of type {spm.kind!r} instead of 'unigram'")
@@ -119,6 +134,7 @@ def _check(file: Path, spm: SentencePieceModel) -> None:
         wrong.append("with pieces that its user has defined")
     if wrong:
         raise ValueError(f"{file} is a model {' and '.join(wrong)}; take transformers' MarianTokenizer for it")
+    return spm
 
 
 def normalizer(spm: SentencePieceModel, own: set[str], tags: list[str]) -> normalizers.Normalizer:
