@@ -5,6 +5,7 @@ sentence's beams, in order → those of the first k that end are hypotheses; the
 beams … until no beam can overtake the hypotheses any more.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -113,7 +114,9 @@ class BeamSearch:
     def is_over(self) -> bool:
         return self.num_done == len(self.sentences)
 
-    def advance(self, log_probs: torch.Tensor, all_scores: list[torch.Tensor] | None = None) -> torch.Tensor:
+    def advance(
+        self, log_probs: torch.Tensor, all_scores: list[torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Grow every beam by one word.
 
         Args:
@@ -121,12 +124,27 @@ class BeamSearch:
             all_scores: those of all steps, for stopping criteria that look at them.
 
         Returns:
-            (sentences · num_beams,) which row each beam continues; fewer rows when sentences were dropped.
+            (sentences · num_beams,) which row each beam continues; where sentences were dropped, fewer rows, and the
+            places of those that stay among the sentences so far, else None.
         """
         log_probs = log_probs.unflatten(0, self.scores.shape)
         if self.phrases is not None:
             log_probs = self.phrases.hold_back(self.end_tokens, log_probs, self.sequences[:, :, 1:])
-        best = self._best_continuations(self.scores[:, :, None] + log_probs)
+        return self._grow(self._best_continuations(self.scores[:, :, None] + log_probs), all_scores)
+
+    def advance_by_logits(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `advance` by the logits' log-softmax, where nothing but it counts; it looks at few of them twice."""
+        count = min(self._wanted(), logits.shape[-1])
+        found, word = top_k(logits, count)
+        log_probs = found - logits.logsumexp(dim=-1, keepdim=True)
+        scores = (self.scores[:, :, None] + log_probs.unflatten(0, self.scores.shape)).flatten(1)
+        score, index = scores.topk(min(self._wanted(), scores.shape[1]))
+        word = word.unflatten(0, self.scores.shape).flatten(1).gather(1, index)
+        return self._grow(Continuations(score, index // count, word), None)
+
+    def _grow(
+        self, best: Continuations, all_scores: list[torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         grown = torch.cat([_rows(self.sequences, best.beam), best.word[:, :, None]], dim=-1)
         ends = self.stopping_criteria(grown.flatten(0, 1), all_scores).view(best.word.shape)
         ends = ends | (self.limits <= grown.shape[-1] - self.prompt_length)[:, None]
@@ -141,14 +159,15 @@ class BeamSearch:
         self.num_done = int(self.is_done.sum())
 
         rows = best.beam + self.num_beams * torch.arange(len(best.beam), device=best.beam.device)[:, None]
-        if self.drops_done and not self.is_over and 4 * self.num_done >= len(self.sentences):
-            rows = rows[~self.is_done]
+        if self.drops_done and not self.is_over and self.num_done and 4 * self.num_done >= len(self.sentences):
+            stay = (~self.is_done).nonzero()[:, 0]
             self._drop_done()
-        return rows.flatten()
+            return rows[stay].flatten(), stay
+        return rows.flatten(), None
 
     def _best_continuations(self, scores: torch.Tensor) -> Continuations:
         """(batch, beams, vocabulary) log-probabilities → enough continuations for k that go on, whatever ends."""
-        count = min(self.num_beams * (1 + max(1, len(self.end_tokens))), scores[0].numel())
+        count = min(self._wanted(), scores[0].numel())
         # the n highest of log-probability + Gumbel noise are a sample without replacement (Kool et al. 2019)
         preference = scores - torch.empty_like(scores).exponential_().log() if self.config.do_sample else scores
         if self.phrases is None:
@@ -158,6 +177,10 @@ class BeamSearch:
             index = self.phrases.allocate(self.sequences[:, :, 1:], preference, words_left, count)
         vocabulary = scores.shape[-1]
         return Continuations(scores.flatten(1).gather(1, index), index // vocabulary, index % vocabulary)
+
+    def _wanted(self) -> int:
+        """So many continuations of a sentence that `num_beams` go on, whatever ends."""
+        return self.num_beams * (1 + max(1, len(self.end_tokens)))
 
     def _collect(self, best: Continuations, grown: torch.Tensor, ends: torch.Tensor) -> None:
         """Take over as hypotheses those of the k best continuations that end."""
@@ -241,6 +264,23 @@ class BeamSearch:
         rows = rows.masked_fill(padding, -1)
         found = {"sequences": sequences, "sequences_scores": score, "beam_indices": rows}
         return {name: field.flatten(0, 1) for name, field in found.items()}
+
+
+def top_k(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k greatest of each row of (rows, n), with their places; of long rows it looks at blocks that hold one, only.
+
+    A block that holds one of the k greatest is among the k whose greatest are greatest.
+    """
+    side = math.isqrt(x.shape[-1])
+    if side <= 4 * k:
+        return x.topk(k)
+    blocks = x[:, : side * side].unflatten(1, (side, side))
+    chosen = blocks.amax(dim=-1).topk(k).indices  # (rows, k) blocks
+    inside = blocks.gather(1, chosen[:, :, None].expand(-1, -1, side)).flatten(1)
+    rest = x[:, side * side :]
+    greatest, index = torch.cat([inside, rest], dim=1).topk(k)
+    place = chosen.gather(1, (index // side).clamp(max=k - 1)) * side + index % side
+    return greatest, torch.where(index < k * side, place, index - k * side + side * side)
 
 
 def length_penalty(length: int | torch.Tensor, generation_config: Any) -> float | torch.Tensor:

@@ -6,21 +6,19 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
-from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.generation import (
-    EosTokenCriteria,
     GenerateBeamEncoderDecoderOutput,
+    GenerateEncoderDecoderOutput,
     LogitsProcessorList,
-    MaxLengthCriteria,
-    MaxTimeCriteria,
-    StoppingCriteriaList,
 )
 from transformers.utils import logging
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .generation_beam_search import BeamSearch
 from .generation_constraints import ForcedPrefixes, MaxLengthPerSentence, check_token_lists, token_lists
+from .generation_greedy import greedy_search
 from .generation_required_phrases import RequiredPhrases
+from .generation_steps import DecodingSteps, ForwardSteps, can_change_rows, know_no_rows, own_decoding
 
 logger = logging.get_logger(__name__)
 
@@ -206,40 +204,76 @@ class TranslatorGeneration(GenerationMixin):
             criteria.append(MaxLengthPerSentence(generation_config.max_length - limits.max() + limits))
         return criteria
 
+    def _sample(
+        self: Any,
+        input_ids,
+        logits_processor,
+        stopping_criteria,
+        generation_config,
+        synced_gpus=False,
+        streamer=None,
+        **model_kwargs,
+    ):
+        """Greedy search by `greedy_search`; sampling, and what only `forward` gives, by transformers' own loop."""
+        decoding = None
+        if not (generation_config.do_sample or synced_gpus or streamer is not None):
+            decoding = own_decoding(self.decoder_twin(), generation_config, model_kwargs, len(input_ids))
+        if decoding is None:
+            return super()._sample(
+                input_ids,
+                logits_processor,
+                stopping_criteria,
+                generation_config,
+                synced_gpus,
+                streamer,
+                **model_kwargs,
+            )
+        limits = generation_config._max_new_tokens_per_sentence
+        record = _wanted_outputs(generation_config)
+        pad_token_id = int(generation_config._pad_token_tensor)
+        sequences = greedy_search(
+            decoding, input_ids, limits, logits_processor, stopping_criteria, pad_token_id, record
+        )
+        if not generation_config.return_dict_in_generate:
+            return sequences
+        steps = {name: tuple(steps) for name, steps in record.items()}
+        return GenerateEncoderDecoderOutput(sequences=sequences, **steps)
+
     def _beam_search(
         self, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=False, **model_kwargs
     ):
         """The search itself is `BeamSearch`; this is its traffic with the model."""
         phrases, limits = generation_config._required_phrases, generation_config._max_new_tokens_per_sentence
         phrases = None if phrases is None else RequiredPhrases(phrases, input_ids.device)
-        record = _wanted_outputs(generation_config)
+        record, beams = _wanted_outputs(generation_config), generation_config.num_beams
         cache, encoder_outputs = model_kwargs.get("cache"), model_kwargs["encoder_outputs"]
         # rows may come and go where nobody but this loop keeps account of them
-        flexible = not record and _can_change_rows(cache)
-        drops_done = flexible and not phrases and not logits_processor and _know_no_rows(stopping_criteria)
-        search = BeamSearch(input_ids, limits, stopping_criteria, generation_config, phrases, drops_done)
-
-        # all beams of a sentence begin alike, so the first step, which projects the memory, is one for all of them
-        alike = generation_config.num_beams if flexible and cache is not None else 1
-        if alike > 1:
-            model_kwargs = _pick_rows(model_kwargs, torch.arange(0, len(input_ids), alike, device=input_ids.device))
+        flexible = not record and can_change_rows(cache)
+        is_usual = flexible and not phrases and know_no_rows(logits_processor) and know_no_rows(stopping_criteria)
+        search = BeamSearch(input_ids, limits, stopping_criteria, generation_config, phrases, drops_done=is_usual)
+        decoding, steps = None, None
+        if not (record or synced_gpus):
+            decoding = own_decoding(self.decoder_twin(), generation_config, model_kwargs, len(input_ids) // beams)
+        if decoding is not None:
+            steps = DecodingSteps(decoding, input_ids, alike=beams)
+        else:
+            steps = ForwardSteps(self, generation_config, model_kwargs, beams, flexible)
         while self._has_unfinished_sequences(search.is_over, synced_gpus, input_ids.device):
             words = search.sequences.flatten(0, 1)
-            outputs = self._decode_next(words[::alike], generation_config, model_kwargs, is_first=not search.steps)
-            model_kwargs = self._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=True)
+            logits = steps(words)
             if search.is_over:
                 continue  # the other processes of a sharded model are not done: keep step with them
 
-            logits = outputs.logits[:, -1].to(torch.promote_types(outputs.logits.dtype, torch.float32))
-            logits = logits.repeat_interleave(alike, dim=0) if alike > 1 else logits
-            log_probs = logits_processor(words, logits.log_softmax(dim=-1))
-            for name, steps in record.items():
-                steps.append({**outputs, "scores": log_probs, "logits": logits}[name])
-            rows = search.advance(log_probs, record.get("scores"))
-            if alike > 1 or len(rows) < len(words):
-                model_kwargs, alike = _pick_rows(model_kwargs, rows // alike), 1
-            elif cache is not None:
-                _reorder(cache, rows)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            if is_usual and not logits_processor and not generation_config.do_sample:
+                rows, sentences = search.advance_by_logits(logits)
+            else:
+                log_probs = logits_processor(words, logits.log_softmax(dim=-1))
+                for name, values in record.items():
+                    values.append({**steps.outputs, "scores": log_probs, "logits": logits}[name])
+                rows, sentences = search.advance(log_probs, record.get("scores"))
+            if not search.is_over or synced_gpus:
+                steps.pick(rows, sentences)
 
         if phrases is not None:
             _warn_of_unmet_phrases(search, phrases)
@@ -250,17 +284,9 @@ class TranslatorGeneration(GenerationMixin):
             **found,
             encoder_attentions=encoder_outputs.get("attentions"),
             encoder_hidden_states=encoder_outputs.get("hidden_states"),
-            cache=cache,
-            **{name: tuple(steps) for name, steps in record.items()},
+            cache=cache if decoding is None else None,
+            **{name: tuple(values) for name, values in record.items()},
         )
-
-    def _decode_next(self, words, generation_config, model_kwargs, is_first):
-        """Logits after the words so far, computed from the last one alone where the cache holds the others."""
-        if is_first:
-            return self._prefill(words, generation_config, model_kwargs)
-        new = 1 if model_kwargs["use_cache"] else None
-        inputs = self.prepare_inputs_for_generation(words, next_sequence_length=new, **model_kwargs)
-        return self(**inputs, return_dict=True)
 
     def compute_transition_scores(
         self,
@@ -319,40 +345,6 @@ def _wanted_outputs(config: GenerationConfig) -> dict[str, list]:
         "decoder_hidden_states": config.output_hidden_states,
     }
     return {name: [] for name, is_wanted in wanted.items() if is_wanted}
-
-
-def _can_change_rows(cache: Cache | None) -> bool:
-    """Whether a cache, if there is one, is empty and takes as many rows as it is given."""
-    if cache is None:
-        return True
-    parts = (cache.self_attention_cache, cache.cross_attention_cache) if isinstance(cache, EncoderDecoderCache) else ()
-    return bool(parts) and all(type(part) is DynamicCache for part in parts) and cache.get_seq_length() == 0
-
-
-def _know_no_rows(stopping_criteria: StoppingCriteriaList) -> bool:
-    """Whether no criterion can tell one sentence of the batch from another by its place."""
-    return all(type(one) in (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria) for one in stopping_criteria)
-
-
-def _pick_rows(model_kwargs: dict[str, Any], rows: torch.Tensor) -> dict[str, Any]:
-    """The chosen rows, in their order, of all that the model is given."""
-
-    def pick(value: Any) -> Any:
-        return value.index_select(0, rows) if isinstance(value, torch.Tensor) else value
-
-    cache, memory = model_kwargs.get("cache"), model_kwargs["encoder_outputs"]
-    if cache is not None:
-        cache.reorder_cache(rows)
-    memory = type(memory)({name: pick(value) for name, value in memory.items()})
-    return {**{name: pick(value) for name, value in model_kwargs.items()}, "encoder_outputs": memory}
-
-
-def _reorder(cache: Any, rows: torch.Tensor) -> None:
-    """Give every beam the words' keys and values of the beam that it continues. Those of the memory stay as they are:
-    beams never leave their sentence, and all beams of a sentence read the same memory."""
-    if isinstance(cache, EncoderDecoderCache):
-        cache = cache.self_attention_cache
-    cache.reorder_cache(rows)
 
 
 def _warn_of_unmet_phrases(search: BeamSearch, phrases: RequiredPhrases) -> None:

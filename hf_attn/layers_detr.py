@@ -12,6 +12,7 @@ from transformers.utils import TransformersKwargs
 
 from .attention import MultiHeadAttention
 from .configuration_detr import AttnDetrConfig
+from .linear import Linear
 
 EDGE = 1e-5  # how near to the picture's edge a logit of a coordinate can say something is: authors' inverse_sigmoid
 
@@ -19,10 +20,10 @@ EDGE = 1e-5  # how near to the picture's edge a logit of a coordinate can say so
 class FeedForward(nn.Module):
     def __init__(self, config: AttnDetrConfig):
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.dropout)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.dropout(self.activation(self.up_proj(x))))
@@ -94,7 +95,7 @@ class DetrDecoderLayer(GradientCheckpointingLayer):
         return attended
 
 
-class PlaceProjection(nn.Linear):
+class PlaceProjection(Linear):
     """Of the waves of a place; begins so that queries read what is near their anchor."""
 
 
@@ -131,7 +132,7 @@ class ConditionalDecoderLayer(DetrDecoderLayer):
         return attended
 
 
-class HeadLinear(nn.Linear):
+class HeadLinear(Linear):
     """Begins as torch begins a linear layer; those of the transformer begin by Glorot."""
 
 

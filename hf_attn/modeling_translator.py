@@ -29,7 +29,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 from .attention import MultiHeadAttention, cross_attention_mask, self_attention_mask
 from .configuration_translator import AttnTranslatorConfig
 from .generation_translator import TranslatorGeneration
+from .inference import LooseLinear, NoTwin, Preparable, ReadyLinear
+from .inference_translator import ReadyDecoder, ReadyEncoder
 from .inputs_translator import WordsInPlaces, check_ids, embed_words, padding_mask, shift_right
+from .linear import Linear
 from .loss_translator import IGNORED, label_smoothed_loss
 from .self_contained import SelfContained
 
@@ -40,10 +43,10 @@ if TYPE_CHECKING:  # for transformers, which takes along to a repository what it
 class FeedForward(nn.Module):
     def __init__(self, config: AttnTranslatorConfig):
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.activation_dropout)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.dropout(self.activation(self.up_proj(x))))
@@ -113,7 +116,7 @@ class TranslatorDecoderLayer(GradientCheckpointingLayer):
         return self.feed_forward_add_norm(x, self.feed_forward)
 
 
-class AttnTranslatorPreTrainedModel(SelfContained, PreTrainedModel):
+class AttnTranslatorPreTrainedModel(SelfContained, Preparable, PreTrainedModel):
     config: AttnTranslatorConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -142,6 +145,9 @@ class AttnTranslatorPreTrainedModel(SelfContained, PreTrainedModel):
                 init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, AttnTranslatorForConditionalGeneration) and module.logits_bias is not None:
             init.zeros_(module.logits_bias)
+
+    def _has_int8(self) -> bool:
+        return True
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """Change the number of words: of source and target where they share one table, else of the source alone."""
@@ -190,10 +196,16 @@ class TranslatorEncoder(AttnTranslatorPreTrainedModel):
         if attention_mask is None and input_ids is not None:
             attention_mask = padding_mask(input_ids, self.config.pad_token_id)
         x = self.words_in_places(words, attention_mask)
+        twin = self.ready()
+        if twin is not None and (attention_mask is None or attention_mask.ndim == 2):
+            return BaseModelOutput(last_hidden_state=twin(x, attention_mask))
         mask = self_attention_mask(self.config, x, attention_mask)
         for layer in self.layers:
             x = layer(x, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=self.final_norm(x))
+
+    def _make_twin(self, kind: type[ReadyLinear], dtype: torch.dtype) -> ReadyEncoder:
+        return ReadyEncoder(self, kind, dtype)
 
 
 class TranslatorDecoder(AttnTranslatorPreTrainedModel):
@@ -342,9 +354,22 @@ class AttnTranslatorForConditionalGeneration(TranslatorGeneration, AttnTranslato
                 "model.decoder.embed_tokens.weight": "model.encoder.embed_tokens.weight",
             }
         self.model = AttnTranslatorModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.target_vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.target_vocab_size, bias=False)
         self.logits_bias = nn.Parameter(torch.zeros(config.target_vocab_size)) if config.logits_bias else None
         self.post_init()
+
+    def _make_twin(self, kind: type[ReadyLinear], dtype: torch.dtype) -> ReadyDecoder:
+        return ReadyDecoder(self, kind, dtype)
+
+    def decoder_twin(self) -> ReadyDecoder | None:
+        """For `generate()`: the twin, or one made of the weights as they are where nobody prepared the model."""
+        if self._twin is not None:
+            return self.ready()
+        try:
+            loose = ReadyDecoder(self, LooseLinear, self.dtype)
+        except NoTwin:
+            return None
+        return loose if loose.may_answer(self) else None
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """(batch, target) labels → what the decoder reads to predict them: the start token, then the labels."""

@@ -24,7 +24,10 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs,
 
 from .attention import MultiHeadAttention
 from .configuration_vit import AttnViTConfig
+from .inference import Preparable, ReadyLinear
+from .inference_vit import ReadyViT
 from .inputs_vit import ViTEmbeddings
+from .linear import Linear
 from .loss_vit import classification_loss
 from .self_contained import SelfContained
 
@@ -32,10 +35,10 @@ from .self_contained import SelfContained
 class FeedForward(nn.Module):
     def __init__(self, config: AttnViTConfig):
         super().__init__()
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.dropout)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.dropout(self.activation(self.up_proj(x))))
@@ -111,11 +114,11 @@ class MAPHead(nn.Module):
         return (pooled + self.feed_forward(self.feed_forward_norm(pooled))).squeeze(1)
 
 
-class Classifier(nn.Linear):
+class Classifier(Linear):
     """Begins at zero; a class of its own, for modules without parameters of their own are never initialised."""
 
 
-class AttnViTPreTrainedModel(SelfContained, PreTrainedModel):
+class AttnViTPreTrainedModel(SelfContained, Preparable, PreTrainedModel):
     config: AttnViTConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -215,11 +218,17 @@ class AttnViTModel(AttnViTPreTrainedModel):
             ValueError: if the patches do not fill the picture, or the pixels have another shape or are no floats.
         """
         x = self.embeddings(pixel_values, bool_masked_pos)
-        for layer in self.layers:
-            x = layer(x, **kwargs)
+        if (twin := self.ready()) is not None:
+            x = twin(x)
+        else:
+            for layer in self.layers:
+                x = layer(x, **kwargs)
         if self.config.final_norm == "before_pooling":
             x = self.final_norm(x)
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self._pool(x))
+
+    def _make_twin(self, kind: type[ReadyLinear], dtype: torch.dtype) -> ReadyViT:
+        return ReadyViT(self, kind, dtype)
 
     def _pool(self, tokens: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) → (batch, pooled_size)"""
@@ -291,7 +300,7 @@ class AttnViTForMaskedImageModeling(AttnViTPreTrainedModel):
         super().__init__(config)
         self.model = AttnViTModel(config, mask_token=True)
         patch_height, patch_width = config.patch_shape
-        self.decoder = nn.Linear(config.hidden_size, config.num_channels * patch_height * patch_width)
+        self.decoder = Linear(config.hidden_size, config.num_channels * patch_height * patch_width)
         self.post_init()
 
     @can_return_tuple

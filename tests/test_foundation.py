@@ -30,9 +30,9 @@ OPTIONAL = {Requirement(one).name.replace("-", "_") for one in PROJECT["optional
 
 # From the lowest up. What is not in STAY_HERE travels to the Hub with a model or its pipeline.
 FLOORS = (
-    r"attention|positions|boxes|self_contained|"
+    r"attention|linear|inference|positions|boxes|self_contained|"
     r"environment|visualization|rollout|drawing_boxes|detr_attention",
-    r"drawing|(configuration|modeling|generation|inputs|layers|outputs|denoising|loss|tokenization|image_processing)_\w+",
+    r"drawing|(configuration|modeling|generation|inference|inputs|layers|outputs|denoising|loss|tokenization|image_processing)_\w+",
     r"pipeline_\w+|hub_\w+|interchange/\w+|training/\w+",
     r"__init__|__main__|console|registration|commands_\w+",
 )

@@ -28,10 +28,18 @@ PICTURES = {
     "image_processing_conversion.py",
     "image_processing_inputs.py",
     "image_processing_resize.py",
+    "linear.py",
     "positions.py",
     "self_contained.py",
 }
-VIT = {"configuration_vit.py", "inputs_vit.py", "loss_vit.py", "modeling_vit.py"}
+VIT = {
+    "configuration_vit.py",
+    "inference.py",
+    "inference_vit.py",
+    "inputs_vit.py",
+    "loss_vit.py",
+    "modeling_vit.py",
+}
 FILES = {
     "translator": {
         "attention.py",
@@ -39,10 +47,15 @@ FILES = {
         "configuration_translator.py",
         "generation_beam_search.py",
         "generation_constraints.py",
+        "generation_greedy.py",
         "generation_required_phrases.py",
         "generation_scoring.py",
+        "generation_steps.py",
         "generation_translator.py",
+        "inference.py",
+        "inference_translator.py",
         "inputs_translator.py",
+        "linear.py",
         "loss_translator.py",
         "modeling_translator.py",
         "pipeline_alignment.py",
