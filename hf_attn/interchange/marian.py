@@ -46,23 +46,6 @@ SAME_FIELDS = (
 )
 ONE_FOR_BOTH = {"num_attention_heads": "{}_attention_heads", "intermediate_size": "{}_ffn_dim"}
 AS_IN_OUR_MODEL = {"position_layout": "halves", "first_position": 0, "norm_position": "post", "logits_bias": True}
-SEARCH = (  # settings of generate() that stood in config.json until 2023
-    "max_length",
-    "min_length",
-    "num_beams",
-    "early_stopping",
-    "length_penalty",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "renormalize_logits",
-    "bad_words_ids",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "bos_token_id",
-    "pad_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-)
 TOKENIZER_FILES = ("tokenizer.json", "source.spm", "sentencepiece.bpe.model")  # of any, of OPUS-MT, of M2M100
 AS_IN_TRANSFORMERS = {**OWN_ENTRIES, "early_stopping_heuristic": True}
 BIAS = Change(lambda theirs: [theirs.flatten()], lambda ours: ours[0].unsqueeze(0))  # (1, words) ↔ (words,)
@@ -96,9 +79,10 @@ def table(config: AttnTranslatorConfig, theirs: Mapping[str, torch.Tensor]) -> N
 
 
 def search_settings(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers reads from a config.json that has no generation_config.json beside it."""
-    settings = {name: theirs[name] for name in SEARCH if theirs.get(name) is not None}
-    if theirs["model_type"] == MarianConfig.model_type:
+    """What config.json says of `generate`, which it did until 2023, and of how every Marian translation ends."""
+    settings = GenerationConfig.from_model_config(dict(theirs)).to_diff_dict()
+    del settings["_from_model_config"]  # what is marked so is saved without our own entries
+    if theirs["model_type"] == MarianConfig.model_type:  # which transformers forgets where config.json leaves it out
         settings.setdefault("forced_eos_token_id", MarianConfig.forced_eos_token_id)
     return settings
 
