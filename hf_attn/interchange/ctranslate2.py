@@ -47,6 +47,7 @@ def export_ctranslate2(
     lengths are for the caller of `translate_batch` to choose.
 
     Args:
+        output_dir: one that exists is replaced, once all is written.
         tokenizer: whose words become those of the model.
         quantization: "int8", "float16", ...; as it is by default.
 

@@ -108,6 +108,9 @@ MARIAN = Family(
 def export_transformers(model: Any, output_dir: str | os.PathLike, tokenizer: Any | None = None) -> None:
     """Write a translator as a `MarianMTModel`, with its tokenizer and its settings of `generate`.
 
+    Args:
+        output_dir: one that exists is replaced, once all is written.
+
     Raises:
         ValueError: if a Marian translator cannot be what this one is; the message names the setting.
     """
