@@ -253,6 +253,15 @@ def test_the_command_brings_the_tokenizer_along(tmp_path):
     assert import_checkpoint(tmp_path / "alone", tmp_path / "without").beside == []
 
 
+@pytest.mark.parametrize("file", ["source.spm", "target.spm", "vocab.json"])
+def test_a_tokenizer_that_is_not_whole_is_not_left_behind(file, tmp_path):
+    save_marian(tmp_path / "theirs")
+    (tmp_path / "theirs" / file).unlink()
+    with pytest.raises(ValueError, match=rf"theirs has a tokenizer_config\.json, but .* there is no {file}; copy"):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [{"d_model": 512, "activation_function": "swish"}, {"d_model": 1024}])
 def test_full_size(size, tmp_path):

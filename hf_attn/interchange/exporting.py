@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
-from hf_attn.interchange.checkpoints import find_file
+from hf_attn.interchange.companions import companion
 from hf_attn.interchange.names import counted, listed
 from hf_attn.training.checkpoints import no_progress_bars
 
@@ -64,7 +64,8 @@ def export_model(source: str | Path, to: str, output_dir: str | Path) -> Path:
     write: Callable[..., Any] = getattr(import_module(f"hf_attn.interchange.{module}"), name)
     with no_progress_bars():
         model = _load(source, config)
-        write(model, output_dir, _companion(source, model.main_input_name))
+        auto_class, file = COMPANIONS[model.main_input_name]
+        write(model, output_dir, companion(auto_class, source, (file,), {}))
     return output_dir
 
 
@@ -91,18 +92,3 @@ def _load(source: str, config: Any) -> Any:
             "copy or download it again"
         )
     return model
-
-
-def _companion(source: str, main_input: str) -> Any | None:
-    """The image processor or the tokenizer beside a model, if there is one. Raises a ValueError if it is damaged."""
-    auto_class, file = COMPANIONS[main_input]
-    if find_file(source, file, {}) is None:
-        return None
-    try:
-        return auto_class.from_pretrained(source)
-    except Exception as error:  # `tokenizers` has no class of its own for what it cannot read
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{source} has a {file}, but what it is for cannot be read ({reason}); copy it again, or remove that file "
-            "to export the model alone"
-        ) from error

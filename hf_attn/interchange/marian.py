@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig, MarianConfig
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.generation_translator import OWN_ENTRIES
-from hf_attn.interchange.checkpoints import find_file
+from hf_attn.interchange.companions import companion
 from hf_attn.interchange.fairseq_names import (
     TARGET,
     computed_positions,
@@ -46,7 +47,8 @@ SAME_FIELDS = (
 )
 ONE_FOR_BOTH = {"num_attention_heads": "{}_attention_heads", "intermediate_size": "{}_ffn_dim"}
 AS_IN_OUR_MODEL = {"position_layout": "halves", "first_position": 0, "norm_position": "post", "logits_bias": True}
-TOKENIZER_FILES = ("tokenizer.json", "source.spm", "sentencepiece.bpe.model")  # of any, of OPUS-MT, of M2M100
+# Of any, of any that is fast, of OPUS-MT, of M2M100
+TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "tokenizer.json", "source.spm", "target.spm", "sentencepiece.bpe.model")
 AS_IN_TRANSFORMERS = {**OWN_ENTRIES, "early_stopping_heuristic": True}
 BIAS = Change(lambda theirs: [theirs.flatten()], lambda ours: ours[0].unsqueeze(0))  # (1, words) ↔ (words,)
 
@@ -89,9 +91,8 @@ def search_settings(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 def tokenizers(opened: Opened, place: dict[str, Any]) -> list[Any]:
     """The checkpoint's tokenizer, if it has the files of one."""
-    if not any(find_file(opened.source, name, place) for name in TOKENIZER_FILES):
-        return []
-    return [AutoTokenizer.from_pretrained(opened.source, **place)]
+    found = companion(AutoTokenizer, opened.source, TOKENIZER_FILES, place)
+    return [] if found is None else [found]
 
 
 MARIAN = Family(
