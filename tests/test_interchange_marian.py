@@ -235,6 +235,11 @@ def test_what_is_saved_is_a_marian_again(variant, tmp_path):
     assert back.generation_config.num_beams == 4 and back.generation_config.bad_words_ids == [[PAD]]
 
 
+def test_half_precision_stays_what_it_is(tmp_path):
+    export_transformers(tiny_translator(position_layout="halves").half(), tmp_path / "half")
+    assert MarianMTModel.from_pretrained(tmp_path / "half").dtype == torch.float16
+
+
 def test_what_no_marian_can_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="norm_position is 'pre', but 'post' in every Marian translator"):
         export_transformers(tiny_translator(norm_position="pre", position_layout="halves"), tmp_path)

@@ -109,6 +109,8 @@ MARIAN = Family(
 def export_transformers(model: Any, output_dir: str | os.PathLike, tokenizer: Any | None = None) -> None:
     """Write a translator as a `MarianMTModel`, with its tokenizer and its settings of `generate`.
 
+    There, a text has at most 1,024 tokens, for which it keeps positions; here, as many as fit into memory.
+
     Args:
         output_dir: one that exists is replaced, once all is written.
 
@@ -127,13 +129,13 @@ def export_transformers(model: Any, output_dir: str | os.PathLike, tokenizer: An
     given = {name: weight.contiguous() for name, weight in table(config, {}).give(weights).items()}
     with whole_directory(Path(output_dir)) as temporary:
         save_file(given, temporary / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-        _their_config(config).save_pretrained(temporary)
+        _their_config(config, model.dtype).save_pretrained(temporary)
         _their_search_settings(model).save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
 
 
-def _their_config(config: AttnTranslatorConfig) -> MarianConfig:
+def _their_config(config: AttnTranslatorConfig, dtype: torch.dtype) -> MarianConfig:
     return MarianConfig(
         **{name: getattr(config, name) for name in SAME_FIELDS},
         **{
@@ -145,6 +147,7 @@ def _their_config(config: AttnTranslatorConfig) -> MarianConfig:
         share_encoder_decoder_embeddings=config.share_embeddings,
         decoder_vocab_size=config.target_vocab_size,
         architectures=["MarianMTModel"],
+        dtype=dtype,
     )
 
 
