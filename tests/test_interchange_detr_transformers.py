@@ -219,6 +219,13 @@ def test_resnet_50_in_full_size_there_and_back(tmp_path):
     assert all(torch.equal(weight, theirs.state_dict()[name]) for name, weight in again.state_dict().items())
 
 
+def test_a_damaged_file_of_an_image_processor_is_not_left_out(saved, tmp_path):
+    (saved / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"has a preprocessor_config\.json, but what it belongs to cannot be read"):
+        import_checkpoint(saved, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 

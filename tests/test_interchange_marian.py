@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig, MarianConfig, MarianMT
 from hf_attn import AttnTranslatorForConditionalGeneration as Translator
 from hf_attn import AttnTranslatorModel
 from hf_attn.interchange.importing import import_checkpoint
-from hf_attn.interchange.marian import export_transformers
+from hf_attn.interchange.marian import AS_IN_TRANSFORMERS, export_transformers
 from tests.opus import save_marian
 from tests.tiny import randomise, tiny_translator
 
@@ -135,10 +135,15 @@ def test_generation_settings_come_from_an_old_config_too(tmp_path):
     save(marian(), tmp_path)
     (tmp_path / "generation_config.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **SEARCH, "num_hidden_layers": 2, "id2label": {}}))
-    settings = Translator.from_pretrained(tmp_path).generation_config
-    assert {name: getattr(settings, name) for name in SEARCH} == SEARCH
-    assert (settings.decoder_start_token_id, settings.pad_token_id, settings.eos_token_id) == (PAD, PAD, 0)
+    del config["forced_eos_token_id"]
+    said = {**SEARCH, "num_return_sequences": 2, "suppress_tokens": [5], "encoder_no_repeat_ngram_size": 3}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **said, "num_hidden_layers": 2, "id2label": {}}))
+    found = Translator.from_pretrained(tmp_path).generation_config.to_dict()
+    expected = MarianMTModel.from_pretrained(tmp_path).generation_config.to_dict()
+    expected["_from_model_config"] = None
+    assert found == {**expected, **AS_IN_TRANSFORMERS} and said.items() < found.items()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Translator.from_pretrained(tmp_path).generation_config.forced_eos_token_id == 0  # as until version 4
 
 
 def old_weights(model: MarianMTModel) -> dict[str, torch.Tensor]:
@@ -146,6 +151,13 @@ def old_weights(model: MarianMTModel) -> dict[str, torch.Tensor]:
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert {"model.shared.weight", "lm_head.weight", "model.decoder.embed_positions.weight"} < weights.keys()
     return weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounded_sinusoids_are_sinusoids(dtype, tmp_path):
+    theirs = marian().to(dtype)
+    save_file(old_weights(theirs), save(theirs, tmp_path) / "model.safetensors", metadata={"format": "pt"})
+    assert Translator.from_pretrained(tmp_path).dtype == dtype
 
 
 def test_tied_copies_and_sinusoids_are_checked_and_left_out(tmp_path):
@@ -223,6 +235,11 @@ def test_what_is_saved_is_a_marian_again(variant, tmp_path):
     assert back.generation_config.num_beams == 4 and back.generation_config.bad_words_ids == [[PAD]]
 
 
+def test_half_precision_stays_what_it_is(tmp_path):
+    export_transformers(tiny_translator(position_layout="halves").half(), tmp_path / "half")
+    assert MarianMTModel.from_pretrained(tmp_path / "half").dtype == torch.float16
+
+
 def test_what_no_marian_can_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="norm_position is 'pre', but 'post' in every Marian translator"):
         export_transformers(tiny_translator(norm_position="pre", position_layout="halves"), tmp_path)
@@ -239,6 +256,15 @@ def test_the_command_brings_the_tokenizer_along(tmp_path):
     )
     save(marian(), tmp_path / "alone")
     assert import_checkpoint(tmp_path / "alone", tmp_path / "without").beside == []
+
+
+@pytest.mark.parametrize("file", ["source.spm", "target.spm", "vocab.json"])
+def test_a_tokenizer_that_is_not_whole_is_not_left_behind(file, tmp_path):
+    save_marian(tmp_path / "theirs")
+    (tmp_path / "theirs" / file).unlink()
+    with pytest.raises(ValueError, match=rf"theirs has a tokenizer_config\.json, but .* there is no {file}; copy"):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.slow

@@ -6,15 +6,13 @@ from torch.testing import assert_close
 
 from hf_attn.interchange.names import STACKED, TRANSPOSED, VECTOR, Change, Names, Row, looked_at, with_bias
 
-TABLE = Names(
-    [
-        Row("cls", "token", VECTOR),
-        Row("blocks.{}.qkv", ("layers.{}.q", "layers.{}.k", "layers.{}.v"), STACKED),
-        Row("blocks.{}.kernel", "layers.{}.weight", TRANSPOSED),
-        *with_bias("norm", "final_norm"),
-    ],
-    beside=[r".*\.num_batches_tracked"],
-)
+TABLE_ROWS = [
+    Row("cls", "token", VECTOR),
+    Row("blocks.{}.qkv", ("layers.{}.q", "layers.{}.k", "layers.{}.v"), STACKED),
+    Row("blocks.{}.kernel", "layers.{}.weight", TRANSPOSED),
+    *with_bias("norm", "final_norm"),
+]
+TABLE = Names(TABLE_ROWS, beside=[r".*\.num_batches_tracked"])
 
 
 def theirs() -> dict[str, torch.Tensor]:
@@ -38,6 +36,12 @@ def test_what_no_row_has_is_named():
         TABLE.take({**theirs(), "norms.weight": torch.ones(4), "blocks.x.qkv": torch.ones(6, 4)})
     with pytest.raises(ValueError, match=r"1 tensor that the format has no name for: layers.0.gate"):
         TABLE.give({"layers.0.gate": torch.ones(1)})
+
+
+def test_of_two_tensors_that_are_one_of_ours_none_is_chosen():
+    table = Names([*TABLE_ROWS, Row("blocks.{}.q", "layers.{}.q")])
+    with pytest.raises(ValueError, match=r"blocks\.11\.q and another tensor are both layers\.11\.q; leave one"):
+        table.take({**theirs(), "blocks.11.q": torch.randn(2, 4)})
 
 
 def test_a_name_of_ours_is_told_in_theirs():

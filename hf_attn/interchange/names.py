@@ -63,7 +63,8 @@ class Names:
         """Their tensors under our names.
 
         Raises:
-            ValueError: for tensors that are in no row, lack those that they are one with, or that a change refuses.
+            ValueError: for tensors that are in no row, lack those that they are one with, are one of ours twice, or
+                that a change refuses.
         """
         taken: dict[str, torch.Tensor] = {}
         unknown = []
@@ -74,7 +75,10 @@ class Names:
                 if missing := [other for other in together if other not in theirs]:
                     raise ValueError(f"there is {name}, but not {listed(missing)}")
                 if name == together[0]:
-                    taken.update(self._changed(row, layer, [theirs[each] for each in together]))
+                    changed = self._changed(row, layer, [theirs[each] for each in together])
+                    if twice := changed.keys() & taken.keys():
+                        raise ValueError(f"{name} and another tensor are both {listed(twice)}; leave one of them out")
+                    taken.update(changed)
             elif not any(pattern.fullmatch(name) for pattern in self.beside):
                 unknown.append(name)
         if unknown:
