@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from argparse import Namespace  # attributes and nothing else: a training script's arguments
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,10 +81,9 @@ def read_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
         with torch.serialization.safe_globals([Namespace]):
             found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path} holds more than tensors, or is broken ({reason}); it is not read further, for what is pickled "
-            "can run code. Get the weights as safetensors, or from whom you trust"
+            f"{path} holds more than tensors, or is broken ({reason(error)}); it is not read further, for what is "
+            "pickled can run code. Download it again, or get the weights as safetensors"
         ) from error
     for name in MODEL:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
@@ -91,6 +91,16 @@ def read_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(weight, torch.Tensor) for weight in found.values()):
         raise ValueError(f"{path} holds a {type(found).__name__}, not tensors by name (a state_dict)")
     return dict(found)
+
+
+def reason(error: Exception) -> str:
+    """What torch found wrong, without its advice to read the file in a way that runs code."""
+    text = str(error)
+    if wanted := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it asks for {wanted[1]}"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is not what torch.save writes"
+    return text.splitlines()[0].split(". ")[0] if text else "it ends too early"
 
 
 def _is_zip(path: Path) -> bool:
