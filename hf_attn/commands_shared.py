@@ -139,7 +139,9 @@ def read_config(model: str, trained_by: str) -> "PreTrainedConfig":
 
     path = Path(model)
     if path.is_file():
-        raise ValueError(f"{model} is a file; give the directory of a model")
+        raise ValueError(
+            f"{model} is a file; give the directory of a model, which `hf-attn import` makes of a file of weights"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{model} holds no model (no config.json); give what `{trained_by}` wrote")
     try:

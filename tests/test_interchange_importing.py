@@ -62,11 +62,12 @@ def test_what_is_no_checkpoint_is_refused(directory, tmp_path):
     tiny_vit().save_pretrained(tmp_path / "own")
     assert "of type 'attn_vit' already" in refuse("import", tmp_path / "own", out)
     (tmp_path / "empty").mkdir()
-    assert "has no config.json; give the file of weights itself" in refuse("import", tmp_path / "empty", out)
+    assert "has no config.json, or a damaged one; give the file" in refuse("import", tmp_path / "empty", out)
     (tmp_path / "text.pth").write_text("no weights")
     assert "holds more than tensors, or is broken" in refuse("import", tmp_path / "text.pth", out)
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
-    assert "by its 1 names (a); say which by --format" in refuse("import", tmp_path / "a.safetensors", out)
+    unknown = refuse("import", tmp_path / "a.safetensors", out)
+    assert "vit-torchvision by its 1 name (a); give the weights of a model" in unknown
     assert not out.exists()
 
 

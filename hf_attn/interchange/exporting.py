@@ -56,7 +56,9 @@ def export_model(source: str | Path, to: str, output_dir: str | Path) -> Path:
     config = AutoConfig.from_pretrained(source)
     known = {model_type for functions in EXPORTS.values() for model_type in functions}
     if config.model_type not in known:
-        raise ValueError(f"{source} is a model of type {config.model_type!r}, not ours; `hf-attn import` makes it one")
+        raise ValueError(
+            f"{source} is a model of type {config.model_type!r}, not ours; `hf-attn import` makes it one if it can"
+        )
     if config.model_type not in EXPORTS[to]:
         kinds = ", ".join(sorted(EXPORTS[to]))
         raise ValueError(f"{to} has no model of type {config.model_type!r}; what it can be given is of type {kinds}")

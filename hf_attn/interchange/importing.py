@@ -15,7 +15,7 @@ from hf_attn.interchange.checkpoints import read_config
 from hf_attn.interchange.families import FAMILIES, FORMATS
 from hf_attn.interchange.files import FileFormat, open_file, read_file
 from hf_attn.interchange.loading import Opened, as_model, family_of, open_checkpoint
-from hf_attn.interchange.names import listed
+from hf_attn.interchange.names import counted, listed
 from hf_attn.modeling_detr import AttnDetrForObjectDetection, AttnDetrModel
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
 from hf_attn.modeling_vit import AttnViTForImageClassification, AttnViTModel
@@ -47,7 +47,7 @@ class Imported:
 
     def __str__(self) -> str:
         classes = "" if self.classes is None else f", {self.classes:,} classes"
-        beside = "".join(f", {name}" for name in self.beside)
+        beside = "".join(f", {name}" for name in self.beside) or ", without processor or tokenizer"
         size = f"{self.parameters:,} parameters in {self.dtype}"
         return f"{self.output_dir}: {self.model_class}, {size}{classes}{beside}"
 
@@ -117,7 +117,7 @@ def _open(source: str | Path, format: str | None, place: dict[str, Any]) -> Open
     theirs = read_config(source, place)
     if theirs is None:
         if path.is_dir():
-            raise ValueError(f"{source} has no config.json; give the file of weights itself")
+            raise ValueError(f"{source} has no config.json, or a damaged one; give the file of weights itself")
         raise FileNotFoundError(f"{source}: no such file or directory, and no such model could be had from the Hub")
     model_type = theirs.get("model_type")
     if model_type in {config.model_type for config in MODELS}:  # type: ignore[attr-defined]
@@ -132,8 +132,12 @@ def _format_of(path: Path, format: str | None) -> FileFormat:
     found = [kind for kind in FORMATS.values() if kind.recognise(tensors)]
     if len(found) == 1:
         return found[0]
-    what = ", ".join(kind.name for kind in found) or "none of " + ", ".join(sorted(FORMATS))
-    raise ValueError(f"{path} may be {what} by its {len(tensors)} names ({listed(tensors)}); say which by --format")
+    names = f"by its {counted(tensors, 'name')} ({listed(tensors)})"
+    if not found:
+        known = ", ".join(sorted(FORMATS))
+        raise ValueError(f"{path} is none of {known} {names}; give the weights of a model, with names as published")
+    what = ", ".join(kind.name for kind in found)
+    raise ValueError(f"{path} may be {what} {names}; say which by --format")
 
 
 def _try(model: Any) -> None:

@@ -1,6 +1,8 @@
 """Pickled weights, which can run code when they are read, become safetensors."""
 
 import json
+import pickle
+import re
 from argparse import Namespace  # attributes and nothing else: a training script's arguments
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,17 +96,15 @@ def read_pickled_weights(path: Path) -> PickledWeights:
         OSError: if it cannot be opened.
         ValueError: if it holds anything else, or is broken.
     """
-    with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"  # since torch 1.6, and can be mapped
+    is_zip = _is_zip(path)
     try:
         with torch.serialization.safe_globals([Namespace]):
             found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # broken bytes can mean anything, and fail as anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{path} holds more than tensors, or is broken ({reason}); it is not read further, for what is pickled "
-            "can run code. Get the weights as safetensors; or, where you trust the file, have torch read it and save "
-            "{'model': ..., 'args': ...} alone"
+            f"{path} holds more than tensors, or is broken ({_reason(error)}); it is not read further, for what is "
+            "pickled can run code. Download it again, or get the weights as safetensors; or, where you trust the file, "
+            "have torch read it and save {'model': ..., 'args': ...} alone"
         ) from error
     settings = _settings(found)
     for name in MODEL:
@@ -124,3 +124,19 @@ def _settings(checkpoint: Any) -> Mapping[str, Any]:
         said = configuration.get("model")
     said = vars(said) if isinstance(said, Namespace) else said
     return said if isinstance(said, Mapping) else {}
+
+
+def _reason(error: Exception) -> str:
+    """What torch found wrong, without its advice to read the file in a way that runs code."""
+    text = str(error)
+    if wanted := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it asks for {wanted[1]}"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is not what torch.save writes"
+    return text.splitlines()[0].split(". ")[0] if text else "it ends too early"
+
+
+def _is_zip(path: Path) -> bool:
+    """What torch has written since version 1.6, and can map into memory."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
