@@ -219,7 +219,7 @@ def attend(
     `mask` is added to the scores, (batch, 1, 1 or queries, keys).
     """
     if query.dtype == torch.bfloat16 and query.device.type == "cpu" and key.shape[-2] <= SHORT:
-        scores = (query * scaling) @ key.transpose(-2, -1)
+        scores = (query if scaling == 1 else query * scaling) @ key.transpose(-2, -1)
         attended = (scores if mask is None else scores + mask).softmax(dim=-1) @ value
     else:
         attended = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling)
@@ -243,8 +243,13 @@ class ReadySelfAttention:
         dtype: torch.dtype,
         scale: torch.Tensor | None = None,
     ):
-        self.heads, self.scaling = attention.config.num_attention_heads, attention.scaling
-        self.qkv_proj = kind([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.heads, self.scaling = attention.config.num_attention_heads, 1.0
+        scales = torch.ones(3, attention.config.hidden_size, device=attention.q_proj.weight.device)
+        if type(attention.q_norm) is nn.Identity:
+            scales[0] = attention.scaling  # of the queries, which is of the scores
+        else:
+            self.scaling = attention.scaling
+        self.qkv_proj = kind([attention.q_proj, attention.k_proj, attention.v_proj], dtype, scale=scales.flatten())
         self.q_norm, self.k_norm = ReadyNorm(attention.q_norm, dtype), ReadyNorm(attention.k_norm, dtype)
         self.out_proj = kind(attention.out_proj, dtype, scale=scale)
 
