@@ -103,7 +103,7 @@ def read_pickled_weights(path: Path) -> PickledWeights:
     except Exception as error:  # broken bytes can mean anything, and fail as anything
         raise ValueError(
             f"{path} holds more than tensors, or is broken ({_reason(error)}); it is not read further, for what is "
-            "pickled can run code. Download it again, or get the weights as safetensors; where you trust the file, have "
+            "pickled can run code. Download it again, or get the weights as safetensors; if you trust the file, have "
             "torch read it and save {'model': ..., 'args': ...} alone"
         ) from error
     settings = _settings(found)
