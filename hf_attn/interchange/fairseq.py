@@ -1,7 +1,6 @@
 """Translators of fairseq's model `transformer`: checkpoint_best.pt, which holds its settings and its training, too."""
 
 import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from hf_attn.interchange.fairseq_names import layers, same_in_both, words
 from hf_attn.interchange.files import FileFormat, open_file
 from hf_attn.interchange.loading import as_model
 from hf_attn.interchange.names import Names
+from hf_attn.interchange.pickles import read_pickle
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration
 
 BOS, PAD, END, UNKNOWN = range(4)  # of every dictionary of fairseq, before its words
@@ -70,15 +70,8 @@ def read_fairseq(path: Path) -> FairseqWeights:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; check the name")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{path} holds more than tensors and settings, or is broken ({reason}); it is not read further, for what "
-            "is pickled can run code. Where you trust it, have torch read it and save {'model': ..., 'args': ...}"
-        ) from error
+    remedy = "Where you trust it, have torch read it and save {'model': ..., 'args': ...}"
+    found = read_pickle(path, "tensors and settings", remedy)
     weights = found.get("model") if isinstance(found, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise ValueError(f"{path} is no checkpoint of fairseq's: it has no 'model' with tensors by name")

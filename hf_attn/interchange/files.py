@@ -1,7 +1,9 @@
 """Single files of weights without a configuration beside them: names and sizes tell what they are."""
 
 import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +43,11 @@ def open_file(path: Path, format: FileFormat) -> Opened:
     return Opened(str(path), format, fields, taken)
 
 
-def read_file(path: Path) -> dict[str, torch.Tensor]:
+def read_file(path: Path) -> Mapping[str, torch.Tensor]:
     """The tensors of a .safetensors, .npz or pickled file (.pth, .pt, .bin) by name.
 
-    Pickled files are read by torch's `weights_only=True`: tensors, and no object that could run code.
+    Those of a .npz file are read when they are looked at; other files are mapped into memory. Pickled files are read
+    by torch's `weights_only=True`: tensors, and no object that could run code.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -58,15 +61,40 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
     if path.suffix == ".npz":
-        return _read_arrays(path)
+        return Arrays(path)
     return read_pickled_weights(path)
 
 
-def _read_arrays(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is damaged, or holds more than arrays ({error}); copy or download it again"
-        ) from error
+class Arrays(Mapping[str, torch.Tensor]):
+    """The arrays of a .npz file, each read when it is looked at, and not kept.
+
+    The largest come first: one and its transposed copy are in memory together, and then little else is yet.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with self._opened() as arrays:
+            sizes = {info.filename: info.file_size for info in arrays.zip.infolist()}
+            self._names = sorted(arrays.files, key=lambda name: -sizes.get(f"{name}.npy", 0))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        with self._opened() as arrays:
+            return torch.from_numpy(arrays[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                yield arrays
+        except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{self.path} is damaged, or holds more than arrays ({error}); copy or download it again"
+            ) from error

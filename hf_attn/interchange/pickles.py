@@ -76,21 +76,34 @@ def read_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: if it holds anything else, or is broken.
     """
-    try:
-        with torch.serialization.safe_globals([Namespace]):
-            found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{path} holds more than tensors, or is broken ({reason}); it is not read further, for what is pickled "
-            "can run code. Get the weights as safetensors, or from whom you trust"
-        ) from error
+    found = read_pickle(path, "tensors", "Get the weights as safetensors, or from whom you trust")
     for name in MODEL:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping) or not all(isinstance(weight, torch.Tensor) for weight in found.values()):
         raise ValueError(f"{path} holds a {type(found).__name__}, not tensors by name (a state_dict)")
     return dict(found)
+
+
+def read_pickle(path: Path, what: str, remedy: str) -> Any:
+    """What `torch.save` has written, by `weights_only=True`; tensors are mapped into memory.
+
+    Args:
+        what: may be in the file, for the error.
+        remedy: for the same, a sentence.
+
+    Raises:
+        ValueError: if it holds anything but tensors, containers and a script's arguments, or is broken.
+    """
+    try:
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"{path} holds more than {what}, or is broken ({reason}); it is not read further, for what is pickled "
+            f"can run code. {remedy}"
+        ) from error
 
 
 def _is_zip(path: Path) -> bool:
