@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_attn.commands_shared import AsJson, Debug, Quiet, option, prepare_transformers
+from hf_attn.commands_shared import AsJson, Debug, Quiet, fields_and_values, option, prepare_transformers
 from hf_attn.console import errors_in_one_line, json_line, text_output
 
 use = typer.Typer()
@@ -20,6 +20,7 @@ use = typer.Typer()
 - `hf-attn import Helsinki-NLP/opus-mt-en-de models/en-de`
 - `hf-attn import downloads/detr-r50-e632da11.pth models/detr`
 - `hf-attn import downloads/B_16.npz models/vit --format vit-jax`
+- `hf-attn import downloads/vit.pth models/vit --config num_attention_heads=12`
 """,
 )
 def import_command(
@@ -28,6 +29,12 @@ def import_command(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write, not there yet.")],
     format: Annotated[str | None, option("What a file of weights is, where its names leave it open.")] = None,
     revision: Annotated[str | None, option("Branch, tag or commit of a model on the Hub.")] = None,
+    config: Annotated[
+        list[str] | None,
+        option(
+            "A field of our configuration, where the checkpoint does not say it.", "--config", metavar="FIELD=VALUE"
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -37,6 +44,7 @@ def import_command(
     transformers' Marian, ViT and DETR families, timm, and files of fairseq, JAX, torchvision and DETR's authors. Of
     pickled files only tensors are read. The model runs once before OUT appears: it is right, or it is not there.
     """
+    fields = fields_and_values(config)
     with errors_in_one_line(debug), text_output(None) as stream:
         prepare_transformers()
         from hf_attn.interchange.importing import import_checkpoint
@@ -45,7 +53,7 @@ def import_command(
             if not quiet:
                 print(line, file=sys.stderr)
 
-        made = import_checkpoint(source, output, format=format, revision=revision, tell=tell)
+        made = import_checkpoint(source, output, format=format, revision=revision, tell=tell, **fields)
         stream.write(json_line(made.facts()) if as_json else f"{made}\n")
 
 

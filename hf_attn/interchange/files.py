@@ -24,7 +24,8 @@ class FileFormat(Kind):
     Args:
         name: for `hf-attn import --format`.
         recognise: whether tensors of such names are one.
-        configure: makes our configuration of names and sizes; raises a ValueError for what our model cannot express.
+        configure: makes our configuration of names and sizes, with None for the number of heads where these do not
+            tell it; raises a ValueError for what our model cannot express.
         read: reads such a file, if `read_file` does not, or not all that `configure` must know.
     """
 
@@ -34,11 +35,22 @@ class FileFormat(Kind):
     read: Callable[[Path], Mapping[str, torch.Tensor]] | None = None
 
 
-def open_file(path: Path, format: FileFormat) -> Opened:
-    """Read a file as what it was taken for, see `read_file`."""
+def open_file(path: Path, format: FileFormat, num_attention_heads: int | None = None) -> Opened:
+    """Read a file as what it was taken for, see `read_file`.
+
+    Args:
+        num_attention_heads: where that is known, for sizes seldom tell it.
+    """
     tensors = (format.read or read_file)(path)
     with said_of(path, format):
         fields = format.configure(tensors)
+        if num_attention_heads is not None:
+            fields["num_attention_heads"] = num_attention_heads
+        elif "num_attention_heads" in fields and fields["num_attention_heads"] is None:
+            raise ValueError(
+                f"weights alone do not show the number of heads, and a width of {fields['hidden_size']} has none by "
+                "rule: give it, as by --config num_attention_heads=12, or import the directory with its config.json"
+            )
         taken = format.table(format.config_class(**fields), tensors).take(tensors)
     return Opened(str(path), format, fields, taken)
 

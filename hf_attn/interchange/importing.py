@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hf_attn.configuration_checks import check_unknown
 from hf_attn.configuration_detr import AttnDetrConfig
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.configuration_vit import AttnViTConfig
@@ -14,7 +15,7 @@ from hf_attn.hub_files import LocalFiles
 from hf_attn.interchange.checkpoints import read_config
 from hf_attn.interchange.families import FAMILIES, FORMATS
 from hf_attn.interchange.files import FileFormat, open_file, read_file
-from hf_attn.interchange.loading import Opened, as_model, family_of, open_checkpoint
+from hf_attn.interchange.loading import Opened, as_model, family_of, open_checkpoint, own_fields
 from hf_attn.interchange.names import listed
 from hf_attn.modeling_detr import AttnDetrForObjectDetection, AttnDetrModel
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
@@ -73,18 +74,21 @@ def import_checkpoint(
         format: of FORMATS, for a file whose names and sizes leave it open.
         revision: branch, tag or commit, on the Hub.
         tell: told what is found and done, a line each.
-        fields: of our configuration, instead of what the checkpoint says.
+        fields: of our configuration, instead of what the checkpoint says, or where it does not say it.
 
     Raises:
         FileExistsError: if there is something in `output_dir`.
         OSError: if there is no such checkpoint.
-        ValueError: for a format that is unknown, a checkpoint that is damaged, or one that no model of ours can be.
+        ValueError: for a format or a field that is unknown, a checkpoint that is damaged, or one that no model of ours
+            can be.
     """
     output_dir = Path(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"{output_dir} is there already; give a directory that is not")
     place = {} if revision is None else {"revision": revision}
-    opened = _open(source, format, place)
+    opened = _open(source, format, place, fields.get("num_attention_heads"))
+    known = own_fields(opened.kind.config_class)
+    check_unknown(opened.kind.config_class, sorted(fields.keys() - known), known)
     model_class = MODELS[opened.kind.config_class][not opened.has_head]
     tell(f"{source}: {opened.kind.title}, to become {model_class.__name__}")
     with no_progress_bars():
@@ -109,12 +113,12 @@ def import_checkpoint(
     )
 
 
-def _open(source: str | Path, format: str | None, place: dict[str, Any]) -> Opened:
+def _open(source: str | Path, format: str | None, place: dict[str, Any], heads: int | None) -> Opened:
     path = Path(source)
     if format is not None and format not in FORMATS:
         raise ValueError(f"--format {format!r} is unknown; use {', '.join(sorted(FORMATS))}")
     if path.is_file():
-        return open_file(path, _format_of(path, format))
+        return open_file(path, _format_of(path, format), heads)
     theirs = read_config(source, place)
     if theirs is None:
         if path.is_dir():

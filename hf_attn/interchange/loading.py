@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import get_annotations
 from typing import Any, Protocol
 
 import torch
@@ -214,10 +215,19 @@ def _configuration(opened: Opened, kwargs: dict[str, Any]) -> tuple[PreTrainedCo
         fields = dict(opened.fields)
         if kwargs.get("num_labels") not in (None, len(fields.get("id2label") or ())):  # then names are others', too
             fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
+        if "id2label" in kwargs:
+            fields["label2id"] = {label: int(number) for number, label in kwargs["id2label"].items()}
+        # Here and not by from_dict, which would set them after the configuration has been checked
+        fields |= {name: kwargs.pop(name) for name in own_fields(wanted) & kwargs.keys()}
         return wanted.from_dict(fields, return_unused_kwargs=True, **kwargs)
     if type(given) is not wanted:
         raise ValueError(f"config is a {type(given).__name__} and must be a {wanted.__name__}")
     return given, kwargs
+
+
+def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    """The names of the fields that a checkpoint decides."""
+    return {"id2label", *(name for name in get_annotations(config_class) if not name.startswith("_"))}
 
 
 def _fitting(opened: Opened, model: Any, anew: bool) -> dict[str, torch.Tensor]:
