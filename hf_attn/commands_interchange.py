@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_attn.commands_shared import Debug, Quiet, option, prepare_transformers
+from hf_attn.commands_shared import Debug, Quiet, fields_and_values, option, prepare_transformers
 from hf_attn.console import errors_in_one_line, json_line, text_output
 
 use = typer.Typer()
@@ -20,6 +20,7 @@ use = typer.Typer()
 - `hf-attn import Helsinki-NLP/opus-mt-en-de models/en-de`
 - `hf-attn import downloads/detr-r50-e632da11.pth models/detr`
 - `hf-attn import downloads/B_16.npz models/vit --format vit-jax`
+- `hf-attn import downloads/vit.pth models/vit --config num_attention_heads=12`
 """,
 )
 def import_command(
@@ -34,6 +35,12 @@ def import_command(
         ),
     ] = None,
     revision: Annotated[str | None, option("Branch, tag or commit of a model on the Hub.")] = None,
+    config: Annotated[
+        list[str] | None,
+        option(
+            "A field of our configuration, where the checkpoint does not say it.", "--config", metavar="FIELD=VALUE"
+        ),
+    ] = None,
     as_json: Annotated[bool, option("Write what was made as JSON.", "--json")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -44,6 +51,7 @@ def import_command(
     and DETR's authors. Of pickled files only tensors are read. A tensor missing or too many is an error, and the model
     runs once before OUT appears.
     """
+    fields = fields_and_values(config)
     with errors_in_one_line(debug), text_output(None) as stream:
         prepare_transformers()
         from hf_attn.interchange.importing import import_checkpoint
@@ -52,7 +60,7 @@ def import_command(
             if not quiet:
                 print(line, file=sys.stderr)
 
-        made = import_checkpoint(source, output, format=format, revision=revision, tell=tell)
+        made = import_checkpoint(source, output, format=format, revision=revision, tell=tell, **fields)
         stream.write(json_line(made.facts()) if as_json else f"{made}\n")
 
 

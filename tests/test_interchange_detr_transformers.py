@@ -133,18 +133,27 @@ def test_of_a_panoptic_checkpoint_the_detector_is_loaded(warnings, tmp_path):
     assert_same_outputs(ours, theirs.detr)
 
 
-def test_a_base_model_has_no_heads_and_gets_one_if_asked(tmp_path):
+def test_a_base_model_has_no_heads_and_that_for_boxes_begins_anew(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("hf_attn.interchange.loading.logger.propagate", True)
     theirs = foreign_detr(DetrModel, **SMALL)
-    theirs.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"lacks 6 tensors: decoder\.box_head\.layers\.0\.bias, .* ignore_mismatched"):
-        AttnDetrModel.from_pretrained(tmp_path)
-    ours = AttnDetrModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = AttnDetrModel.from_pretrained(tmp_path / "theirs")
+    assert "decoder.box_head.layers.0.bias" in caplog.text and "begin anew" in caplog.text
+    made = import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    assert (made.model_class, made.classes) == ("AttnDetrModel", None)
     with torch.no_grad():
         for pixels in pictures():
             expected = theirs(pixels).last_hidden_state
-            assert_close(ours(pixels).last_hidden_state, expected, rtol=0, atol=1e-5)
+            for model in (ours, AttnDetrModel.from_pretrained(tmp_path / "ours")):
+                assert_close(model(pixels).last_hidden_state, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"lacks 8 tensors: class_head\.bias, class_head\.weight, model\.decoder"):
-        AttnDetrForObjectDetection.from_pretrained(tmp_path)
+        AttnDetrForObjectDetection.from_pretrained(tmp_path / "theirs")
+
+
+def test_of_a_head_for_boxes_nothing_may_be_missing(saved):
+    rewrite(saved, lambda weights: {n: w for n, w in weights.items() if n != "bbox_predictor.layers.2.bias"})
+    with pytest.raises(ValueError, match=r"lacks 1 tensor: decoder\.box_head\.layers\.2\.bias"):
+        AttnDetrModel.from_pretrained(saved)
 
 
 def test_a_detector_without_its_class_head_is_a_base_model(saved, small):

@@ -1,6 +1,7 @@
 """MarianMTModel's checkpoints, as on the Hub, give the same logits and the same translations here."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,26 +14,22 @@ from hf_attn import AttnTranslatorForConditionalGeneration as Translator
 from hf_attn import AttnTranslatorModel
 from hf_attn.interchange.importing import import_checkpoint
 from hf_attn.interchange.marian import AS_IN_TRANSFORMERS, export_transformers
+from tests.foreign_translators import SHAPE as SMALL
+from tests.foreign_translators import logits_of, padded_sources
 from tests.opus import save_marian
 from tests.tiny import randomise, tiny_translator
 
 PAD = 60
 SHAPE = {
-    "vocab_size": 61,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24,
+    **SMALL,
     "max_position_embeddings": 64,
     "pad_token_id": PAD,
     "decoder_start_token_id": PAD,
     "scale_embedding": True,
-    "dropout": 0.0,
     "activation_function": "swish",
 }
+sources = partial(padded_sources, words=range(2, 59), end=0, pad=PAD)
+logits = partial(logits_of, target=[PAD, 5, 9, 2, 30, 7])
 VARIANTS = {
     "opus-mt": {},
     "tc-big": {"activation_function": "relu", "d_model": 20},
@@ -84,22 +81,6 @@ def save(model: MarianMTModel, directory: Path, **generation) -> Path:
     )
     model.save_pretrained(directory)
     return directory
-
-
-def sources(count: int, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Padded batches of sentences of 1 to 12 words."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 13, (count,), generator=generator)
-    ids = torch.randint(2, 59, (count, 12), generator=generator)
-    mask = (torch.arange(12) < lengths[:, None]).long()
-    ids[torch.arange(count), lengths - 1] = 0
-    return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
-
-
-@torch.no_grad()
-def logits(model, batch):
-    targets = torch.tensor([[PAD, 5, 9, 2, 30, 7]]).expand(len(batch["input_ids"]), -1)
-    return model(**batch, decoder_input_ids=targets, use_cache=False).logits
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

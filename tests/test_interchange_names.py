@@ -31,6 +31,20 @@ def test_there_and_back_nothing_changes():
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_each_of_ours_is_a_storage_of_its_own_and_only_what_is_transposed_is_copied():
+    before = theirs()
+    stacked = before["blocks.0.qkv"].untyped_storage()
+    memory = range(stacked.data_ptr(), stacked.data_ptr() + stacked.nbytes())
+    taken = TABLE.take(before)
+    for name, tensor in taken.items():
+        assert tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        assert (tensor.data_ptr() in memory) == (name in ("layers.0.q", "layers.0.k", "layers.0.v"))
+    key = taken.pop("layers.0.k")
+    expected = before["blocks.0.qkv"][2:4].clone()
+    del before, taken, stacked
+    assert torch.equal(key, expected)
+
+
 def test_what_no_row_has_is_named():
     with pytest.raises(ValueError, match=r"2 tensors that no such model has: blocks.x.qkv, norms.weight"):
         TABLE.take({**theirs(), "norms.weight": torch.ones(4), "blocks.x.qkv": torch.ones(6, 4)})

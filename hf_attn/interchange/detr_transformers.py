@@ -103,6 +103,7 @@ DETR = Family(
     configure=configure,
     table=table,
     head=("class_head.", "model.decoder.box_head."),
+    head_of_base=("model.decoder.box_head.",),
     companions=image_processor,
 )
 

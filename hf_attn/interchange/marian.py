@@ -57,14 +57,18 @@ def configure(theirs: Mapping[str, Any]) -> dict[str, Any]:
     full = MarianConfig.from_dict(dict(theirs)).to_dict()  # with the defaults of what is left out
     is_shared = full["share_encoder_decoder_embeddings"]
     return {
-        **{name: full[name] for name in SAME_FIELDS},
-        **same_in_both(full, ONE_FOR_BOTH),
+        **same_fields(full),
         **AS_IN_OUR_MODEL,
-        "hidden_size": full["d_model"],
         "share_embeddings": is_shared and full["tie_word_embeddings"],  # transformers unties all tables at once
         "decoder_vocab_size": full["vocab_size"] if is_shared else full["decoder_vocab_size"],
         "unk_token_id": None,  # known to the tokenizer
     }
+
+
+def same_fields(full: Mapping[str, Any]) -> dict[str, Any]:
+    """What means the same in M2M100, too."""
+    both = same_in_both(full, ONE_FOR_BOTH)
+    return {**{name: full[name] for name in SAME_FIELDS}, **both, "hidden_size": full["d_model"]}
 
 
 def table(config: AttnTranslatorConfig, theirs: Mapping[str, torch.Tensor]) -> Names:

@@ -88,7 +88,8 @@ class Names:
     @staticmethod
     def _changed(row: Row, layer: str, theirs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         try:
-            return dict(zip(_filled(row.ours, layer), row.change.take(*theirs), strict=True))
+            taken = [_apart(tensor) for tensor in row.change.take(*theirs)]
+            return dict(zip(_filled(row.ours, layer), taken, strict=True))
         except ValueError as error:
             raise ValueError(f"{_filled(row.theirs, layer)[0]}: {error}") from error
 
@@ -128,6 +129,18 @@ class Names:
                 if pattern.fullmatch(theirs):
                     return row, _number(pattern, theirs)
         return None
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """In a storage of its own, in the same memory if it is contiguous there: views keep what they are of, and
+    `save_pretrained` copies all that shares a storage."""
+    tensor = tensor.contiguous()
+    storage = tensor.untyped_storage()
+    if tensor.is_meta or storage.nbytes() == tensor.nbytes:
+        return tensor
+    start = tensor.storage_offset() * tensor.element_size()
+    part = storage[start : start + tensor.nbytes]
+    return tensor.new_empty(0).set_(part, 0, tensor.shape, tensor.stride())
 
 
 def _pattern(template: str) -> re.Pattern[str]:
