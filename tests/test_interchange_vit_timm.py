@@ -177,7 +177,7 @@ def test_a_configuration_of_old_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(old))
     ours = AttnViTForImageClassification.from_pretrained(tmp_path)
     x = pictures(384, 384)[:1]
-    assert difference(ours(x).logits, theirs(x)) < 1e-5
+    assert difference(ours(x).logits, theirs(x)) < 1e-5 * theirs(x).abs().max()
     assert AttnViTImageProcessor.from_pretrained(tmp_path).size == {"height": 384, "width": 384}
 
 
