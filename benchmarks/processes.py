@@ -47,7 +47,7 @@ class Worker:
 
     def __init__(self, side: str, family: str, threads: int):
         self.side = side
-        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115: closed by `end`
+        self._complaints = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("worker.py")), family, side, str(threads)],
             stdin=subprocess.PIPE,
