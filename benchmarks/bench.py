@@ -16,7 +16,7 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,37 +34,40 @@ from hf_attn.training.checkpoints import no_progress_bars
 RESULTS = Path(__file__).parent / "results"
 TURNS = {"quick": (2, 2), "default": (3, 15), "full": (5, 31)}
 CALL_SECONDS = 0.4  # that a side works in a turn at least
+Choice = Callable[[list[Row]], list[Row]]
 SENTENCES = {"quick": 20, "default": 200, "full": 1000}
 
 
-def wanted_rows(families: list[str], files: Path, mode: str, sentences: str, threads: int) -> dict[str, list[Row]]:
-    """Prepares the weights of the families, and returns their rows."""
+def wanted_rows(
+    families: list[str], choose: Choice, files: Path, mode: str, sentences: str, threads: int
+) -> dict[str, list[Row]]:
+    """The rows of the families that `choose` keeps, and their weights prepared."""
     import preparation
     from sentences import sentences as read_sentences
 
     quick, full = mode == "quick", mode == "full"
     found: dict[str, list[Row]] = {}
     if "vit" in families:
-        shape = rows.VIT_QUICK if quick else rows.VIT
-        found["vit"] = rows.vit_rows(full, shape)
-        preparation.prepare_vit(files, shape, graph_batches(found["vit"]))
+        found["vit"] = choose(rows.vit_rows(full, shape_of("vit", quick)))
+        preparation.prepare_vit(files, shape_of("vit", quick), graph_batches(found["vit"]))
     if "detr" in families:
         shape, picture = (rows.DETR_QUICK, rows.PICTURE_QUICK) if quick else (rows.DETR, rows.PICTURE)
-        batches = graph_batches(rows.detr_rows(full, 0))
-        found["detr"] = rows.detr_rows(full, preparation.prepare_detr(files, shape, picture, batches))
+        batches = graph_batches(choose(rows.detr_rows(full, 0)))
+        found["detr"] = choose(rows.detr_rows(full, preparation.prepare_detr(files, shape, picture, batches)))
     if {"translator", "corpus"} & set(families):
         shape = rows.TRANSLATOR_QUICK if quick else rows.TRANSLATOR
         texts = read_sentences(sentences, quick)
         tokens = preparation.prepare_translators(files, shape, texts, SENTENCES[mode])
         if "translator" in families:
-            found["translator"] = rows.translator_rows(full, shape, threads)
+            found["translator"] = choose(rows.translator_rows(full, shape, threads))
         if "corpus" in families:
-            found["corpus"] = rows.corpus_rows(full, shape, SENTENCES[mode], tokens, threads)
-    return found
+            found["corpus"] = choose(rows.corpus_rows(full, shape, SENTENCES[mode], tokens, threads))
+    return {family: of_family for family, of_family in found.items() if of_family}
 
 
 def graph_batches(of_family: list[Row]) -> list[int]:
-    return sorted({row.batch for row in of_family if not row.trains})
+    """Of the rows in which somebody needs a graph."""
+    return sorted({row.batch for row in of_family if {"ONNX Runtime", "OpenVINO"} & set(row.sides)})
 
 
 def shape_of(family: str, quick: bool) -> dict[str, Any]:
@@ -106,17 +109,18 @@ def measure_row(
     return row_record(row, turns, memory, outputs, known)
 
 
-def chosen(found: dict[str, list[Row]], sides: list[str] | None, names: list[str] | None) -> dict[str, list[Row]]:
-    """Rows that --row names, with the sides that --side names; rows without any of them are left out."""
-    kept = {}
-    for family, of_family in found.items():
+def choice(sides: list[str] | None, names: list[str] | None) -> Choice:
+    """Keeps rows that --row names, with the sides that --side names; rows without any of them are left out."""
+
+    def choose(of_family: list[Row]) -> list[Row]:
         some = [
             replace(row, sides=tuple(side for side in row.sides if not sides or side in sides))
             for row in of_family
             if not names or any(name in row.name for name in names)
         ]
-        kept[family] = [row for row in some if row.sides]
-    return {family: some for family, some in kept.items() if some}
+        return [row for row in some if row.sides]
+
+    return choose
 
 
 def run(
@@ -140,7 +144,7 @@ def run(
         print(f"{name:8}{limit['per_second'] / 1e9:>10,.0f} {unit} by {limit['by']}", flush=True)
     print("preparing weights", flush=True)
     with no_progress_bars():
-        found = chosen(wanted_rows(families, files, mode, sentences, threads), sides, names)
+        found = wanted_rows(families, choice(sides, names), files, mode, sentences, threads)
     if not found:
         raise ValueError(f"no row has {names or 'any name'} and sides {sides or 'at all'}; see --help")
     record["preparation_seconds"] = time.monotonic() - began

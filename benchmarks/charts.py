@@ -50,7 +50,15 @@ def draw_ratios(rows: list[dict[str, Any]], title: str, path: Path) -> None:
             low, median, high = of_side["ratio"]
             label = None if side in named else side
             named.add(side)
-            axes.barh(place, median - 1, left=1, height=0.85, color=COLOURS.get(side, OTHER), label=label)
+            axes.barh(
+                place,
+                median - 1,
+                left=1,
+                height=0.85,
+                color=COLOURS.get(side.removesuffix(", compiled"), OTHER),
+                hatch="//" if side.endswith(", compiled") else None,
+                label=label,
+            )
             axes.plot([low, high], [place, place], color="black", linewidth=1)
             at_right = max(median, high, 1)
             axes.annotate(f"{median:.2f}", (at_right, place), (4, 0), textcoords="offset points", va="center", size=8)

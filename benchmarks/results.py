@@ -70,14 +70,16 @@ def agreement(first: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         Of numbers "difference", the largest one in relation to the largest number of the first side, by output's
-        name the worst. Of tokens or texts "same" and "of", how many sentences are equal.
+        name the worst; None where one is not finite. Of tokens or texts "same" and "of", how many sentences are equal.
     """
     if "numbers" in first:
         worst = 0.0
         for name, numbers in first["numbers"].items():
+            if not all(map(math.isfinite, (*numbers, *other["numbers"][name]))):
+                return {"difference": None}
             apart = max(abs(a - b) for a, b in zip(numbers, other["numbers"][name], strict=True))
             worst = max(worst, apart / max(map(abs, numbers)))
-        return {"difference": worst if math.isfinite(worst) else None}
+        return {"difference": worst}
     [kind] = first.keys()
     same = sum(a == b for a, b in zip(first[kind], other[kind], strict=True))
     return {"same": same, "of": len(first[kind])}

@@ -28,7 +28,7 @@ def hf_attn_model(files: Path) -> nn.Module:
     return AttnDetrForObjectDetection.from_pretrained(files / "detr")
 
 
-def transformers_model(files: Path, trains: bool) -> nn.Module:
+def transformers_model(files: Path, trains: bool = False) -> nn.Module:
     """With the losses of all layers and the first stage frozen in training, as ours."""
     from transformers import DetrForObjectDetection
 

@@ -40,7 +40,9 @@ def hf_attn_model(directory: Path, dtype: str) -> Any:
 def marian_model(directory: Path, dtype: str) -> Any:
     from transformers import MarianMTModel
 
-    return MarianMTModel.from_pretrained(directory, dtype=DTYPES[dtype]).eval()
+    model = MarianMTModel.from_pretrained(directory, dtype=DTYPES[dtype]).eval()
+    model.generation_config.max_length = None  # it warns at each call that max_new_tokens is given, too
+    return model
 
 
 def ctranslate2_model(side: str, directory: Path, dtype: str, threads: int) -> Any:
