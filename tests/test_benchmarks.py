@@ -147,6 +147,7 @@ def test_copier_says_its_source_and_ends_with_it():
 # The whole
 
 
+@pytest.mark.slow
 def test_picture_rows_are_measured_in_a_quick_run(tmp_path):
     sides = [option for side in (OURS, "timm") for option in ("--side", side)]
     printed = run(
