@@ -25,7 +25,7 @@ import limits
 import rows
 import typer
 from charts import draw_ratios
-from processes import Worker, check_installed, take_turns
+from processes import WARM_UP, Worker, check_installed, take_turns
 from results import header, print_row, row_record, write_json
 from rows import FAMILIES, PACKAGES, Row
 
@@ -104,7 +104,8 @@ def measure_row(
         worker.ask("build", row=told, files=str(files))
     outputs = {side: worker.ask("output") for side, worker in present.items()}
     left = row_seconds - (time.monotonic() - began)
-    turns = take_turns(present, 0.0 if mode == "quick" else CALL_SECONDS, left, TURNS[mode])
+    warm_up = 0 if row.family == "corpus" else WARM_UP  # all sentences were just translated, to be compared
+    turns = take_turns(present, 0.0 if mode == "quick" else CALL_SECONDS, left, TURNS[mode], warm_up)
     memory = {side: worker.ask("memory")["peak"] - base[side] for side, worker in present.items()}
     return row_record(row, turns, memory, outputs, known)
 

@@ -97,7 +97,7 @@ class Worker:
 
 
 def take_turns(
-    workers: dict[str, Worker], call_seconds: float, row_seconds: float, turns: tuple[int, int]
+    workers: dict[str, Worker], call_seconds: float, row_seconds: float, turns: tuple[int, int], warm_up: int = WARM_UP
 ) -> dict[str, list[float]]:
     """Seconds of a call of each side in each turn, after turns to warm up; who begins a turn rotates.
 
@@ -105,9 +105,10 @@ def take_turns(
         call_seconds: a side repeats its call within a turn until so much time has passed.
         row_seconds: no turn begins after that.
         turns: the least and the most.
+        warm_up: turns that are not counted.
     """
     measured: dict[str, list[float]] = {side: [] for side in workers}
-    began, order, turn = time.monotonic(), list(workers), -WARM_UP
+    began, order, turn = time.monotonic(), list(workers), -warm_up
     while turn < turns[1] and (turn < turns[0] or time.monotonic() - began < row_seconds):
         for side in order:
             taken = workers[side].ask("turn", seconds=call_seconds if turn >= 0 else 0)["seconds"]
