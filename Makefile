@@ -3,6 +3,7 @@
 #   make test        sets up .venv/, then runs lint, types and tests
 # And besides:
 #   make test-slow   as make test, and then the tests that take minutes
+#   make bench       compares the speed of all three models with other libraries': 15 minutes, alone on the machine
 #   make setup       sets up .venv/ and nothing else
 #   make clean       removes .venv/ and the caches of the tools
 # Another interpreter: make test PYTHON=python3.12
@@ -11,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup check-python demo test test-slow clean
+.PHONY: help setup check-python demo test test-slow bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -22,7 +23,7 @@ READY := $(VENV)/ready-$(call checksum,cat pyproject.toml)
 # There only during an installation: a set-up that was interrupted starts from nothing.
 INSTALLING := $(VENV)/installing
 
-STEPS := $(if $(filter test-slow,$(MAKECMDGOALS)),5,$(if $(filter setup,$(MAKECMDGOALS)),1,4))
+STEPS := $(if $(filter test-slow,$(MAKECMDGOALS)),5,$(if $(filter setup,$(MAKECMDGOALS)),1,$(if $(filter bench,$(MAKECMDGOALS)),3,4)))
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,6 +48,13 @@ test: setup
 test-slow: test
 	@echo "[5/$(STEPS)] Slow tests"
 	$(VENV)/bin/python -m pytest -m slow
+
+bench: setup
+	@echo "[2/$(STEPS)] Benchmarks against other libraries, 15 minutes on 2 cores; leave the machine alone meanwhile"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet --editable '.[benchmarks]'
+	$(VENV)/bin/python benchmarks/bench.py
+	echo "[3/$(STEPS)] Time to the first result"
+	$(VENV)/bin/python benchmarks/startup.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
