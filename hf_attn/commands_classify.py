@@ -18,7 +18,16 @@ from hf_attn.commands_pictures import (
     usable_device,
     whole_pictures,
 )
-from hf_attn.commands_shared import Debug, Device, Quiet, option, prepare_transformers, readable_weights
+from hf_attn.commands_shared import (
+    Debug,
+    Device,
+    Format,
+    Quiet,
+    option,
+    prepare,
+    prepare_transformers,
+    readable_weights,
+)
 from hf_attn.console import CountProgress, Progress, errors_in_one_line, json_line, tab_separated, text_output
 
 if TYPE_CHECKING:
@@ -53,6 +62,7 @@ def classify(
     as_json: Annotated[bool, option("Write one JSON object a picture.", "--json", panel="Output")] = False,
     batch_size: BatchSize = 16,
     skip_bad: SkipBad = False,
+    precision: Format = "fp32",
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -67,7 +77,7 @@ def classify(
     shown = Progress(quiet or (output is None and sys.stdout.isatty()))
     with errors_in_one_line(debug), text_output(output) as stream, shown as progress:
         paths = picture_paths(pictures)
-        classifier = load_classifier(model, device)
+        classifier = load_classifier(model, device, precision)
         heat_maps = None if explain is None else HeatMaps(classifier, explain)
         done = CountProgress(progress, "classifying", "pictures", len(paths))
         readable = whole_pictures(paths, skip_bad)
@@ -128,12 +138,12 @@ class Classifier:
         return logits.softmax(-1) if one_of_many else logits.sigmoid()
 
 
-def load_classifier(model: str, device: str | None) -> Classifier:
-    """A classifier from a model directory or a name on the Hub.
+def load_classifier(model: str, device: str | None, precision: str = "fp32") -> Classifier:
+    """A classifier from a model directory or a name on the Hub, prepared for inference.
 
     Raises:
-        ValueError: if there is no such model or device, the model does not classify pictures, or a part of it is
-            missing or damaged.
+        ValueError: if there is no such model, device or number format, the model does not classify pictures, or a part
+            of it is missing or damaged.
     """
     prepare_transformers()
     from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -143,7 +153,9 @@ def load_classifier(model: str, device: str | None) -> Classifier:
     with readable_weights(model):
         network, loaded = AutoModelForImageClassification.from_pretrained(model, output_loading_info=True)
     check_whole(model, loaded, "classify")
-    return Classifier(network, AutoImageProcessor.from_pretrained(model), chosen)
+    classifier = Classifier(network, AutoImageProcessor.from_pretrained(model), chosen)
+    prepare(classifier.model, precision)
+    return classifier
 
 
 def check_classifier(model: str) -> None:

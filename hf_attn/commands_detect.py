@@ -21,7 +21,16 @@ from hf_attn.commands_pictures import (
     usable_device,
     whole_pictures,
 )
-from hf_attn.commands_shared import Debug, Device, Quiet, option, prepare_transformers, readable_weights
+from hf_attn.commands_shared import (
+    Debug,
+    Device,
+    Format,
+    Quiet,
+    option,
+    prepare,
+    prepare_transformers,
+    readable_weights,
+)
 from hf_attn.console import (
     CountProgress,
     Progress,
@@ -75,6 +84,7 @@ def detect(
     as_json: Annotated[bool, option("Write one JSON object a picture.", "--json", panel="Output")] = False,
     batch_size: BatchSize = 8,
     skip_bad: SkipBad = False,
+    precision: Format = "fp32",
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -93,7 +103,7 @@ def detect(
     with errors_in_one_line(debug), text_output(None) as stream, shown as progress:
         paths = picture_paths(pictures)
         check_nothing_is_overwritten(paths, out)
-        detector = load_detector(model, device)
+        detector = load_detector(model, device, precision)
         drawn = None if out is None else DrawnBoxes(detector, out)
         attention = None if explain is None else AttentionPictures(detector, explain)
         done = CountProgress(progress, "detecting", "pictures", len(paths))
@@ -206,12 +216,12 @@ class Detector:
         return sorted(found, key=lambda one: -one["score"])
 
 
-def load_detector(model: str, device: str | None) -> Detector:
-    """A detector from a model directory or a name on the Hub.
+def load_detector(model: str, device: str | None, precision: str = "fp32") -> Detector:
+    """A detector from a model directory or a name on the Hub, prepared for inference.
 
     Raises:
-        ValueError: if there is no such model or device, the model does not detect objects, or a part of it is missing
-            or damaged.
+        ValueError: if there is no such model, device or number format, the model does not detect objects, or a part of
+            it is missing or damaged.
     """
     prepare_transformers()
     from transformers import AutoImageProcessor, AutoModelForObjectDetection
@@ -221,7 +231,9 @@ def load_detector(model: str, device: str | None) -> Detector:
     with readable_weights(model):
         network, loaded = AutoModelForObjectDetection.from_pretrained(model, output_loading_info=True)
     check_whole(model, loaded, "detect objects")
-    return Detector(network, AutoImageProcessor.from_pretrained(model), chosen)
+    detector = Detector(network, AutoImageProcessor.from_pretrained(model), chosen)
+    prepare(detector.model, precision)
+    return detector
 
 
 def check_detector(model: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hf_attn.commands_shared import AsJson, Debug, Quiet, option, prepare_transformers
+from hf_attn.commands_shared import Debug, Quiet, fields_and_values, option, prepare_transformers
 from hf_attn.console import errors_in_one_line, json_line, text_output
 
 use = typer.Typer()
@@ -20,23 +20,38 @@ use = typer.Typer()
 - `hf-attn import Helsinki-NLP/opus-mt-en-de models/en-de`
 - `hf-attn import downloads/detr-r50-e632da11.pth models/detr`
 - `hf-attn import downloads/B_16.npz models/vit --format vit-jax`
+- `hf-attn import downloads/vit.pth models/vit --config num_attention_heads=12`
 """,
 )
 def import_command(
     *,
-    source: Annotated[str, typer.Argument(help="Directory, file of weights, or name on the Hub.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Directory, file of weights, or name on the Hub.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write, not there yet.")],
-    format: Annotated[str | None, option("What a file of weights is, where its names leave it open.")] = None,
+    format: Annotated[
+        str | None,
+        option(
+            "What a file of weights is, where its names leave it open: fairseq, vit-timm, vit-jax, vit-torchvision, "
+            "detr-original or detr-dc5-original. A directory tells by its config.json."
+        ),
+    ] = None,
     revision: Annotated[str | None, option("Branch, tag or commit of a model on the Hub.")] = None,
-    as_json: AsJson = False,
+    config: Annotated[
+        list[str] | None,
+        option(
+            "A field of our configuration, where the checkpoint does not say it.", "--config", metavar="FIELD=VALUE"
+        ),
+    ] = None,
+    as_json: Annotated[bool, option("Write what was made as JSON.", "--json")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Make another library's checkpoint a model of this package, with its processor or tokenizer.
 
-    transformers' Marian, ViT and DETR families, timm, and files of fairseq, JAX, torchvision and DETR's authors. Of
-    pickled files only tensors are read. The model runs once before OUT appears: it is right, or it is not there.
+    transformers' Marian, M2M100, ViT, DeiT, MAE, DINOv2 and DETR, timm's ViTs, and files of fairseq, JAX, torchvision
+    and DETR's authors. Of pickled files only tensors are read. A tensor missing or too many is an error, and the model
+    runs once before OUT appears.
     """
+    fields = fields_and_values(config)
     with errors_in_one_line(debug), text_output(None) as stream:
         prepare_transformers()
         from hf_attn.interchange.importing import import_checkpoint
@@ -45,7 +60,7 @@ def import_command(
             if not quiet:
                 print(line, file=sys.stderr)
 
-        made = import_checkpoint(source, output, format=format, revision=revision, tell=tell)
+        made = import_checkpoint(source, output, format=format, revision=revision, tell=tell, **fields)
         stream.write(json_line(made.facts()) if as_json else f"{made}\n")
 
 
@@ -60,7 +75,7 @@ def import_command(
 def export(
     *,
     source: Annotated[str, typer.Argument(metavar="DIR", help="Directory, or name on the Hub, of a model.")],
-    to: Annotated[str, option("transformers, timm, ctranslate2 or onnx.")],
+    to: Annotated[str, option("onnx, transformers, timm (ViT alone) or ctranslate2 (translators alone).")],
     output: Annotated[
         Path | None, option("Directory to write, not there yet.", "--output", "-o", show_default="DIR-TO beside DIR")
     ] = None,

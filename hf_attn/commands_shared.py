@@ -28,6 +28,10 @@ BF16: dict[Precision, bool | str] = {"auto": "auto", "bf16": True, "fp32": False
 Seed = Annotated[int, option("Of everything random, the cutting of held-out data too.")]
 Quiet = Annotated[bool, option("Show no progress.", "--quiet", "-q")]
 Debug = Annotated[bool, option("Show where an error came from.", "--debug")]
+Format = Annotated[
+    str,
+    option("Number format: fp32, bf16 where the processor multiplies it faster; translators: int8.", "--precision"),
+]
 Device = Annotated[str | None, option("cpu, cuda, cuda:1, mps, ...", show_default="an accelerator if there is one")]
 AsJson = Annotated[bool, option("Write the scores as JSON.", "--json")]
 
@@ -55,6 +59,25 @@ def check_stop(steps: int | None, epochs: float | None, minutes: float | None) -
     """Refuse a training that would never end."""
     if not (steps or epochs or minutes):
         raise typer.BadParameter("say when to stop: --steps, --epochs or --minutes")
+
+
+def prepare(model: Any, precision: str) -> None:
+    """Prepare a model for inference, if it is of this package.
+
+    Raises:
+        ValueError: for a number format that it does not have.
+    """
+    import torch
+
+    formats = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}
+    if precision not in formats:
+        raise ValueError(f"--precision is {precision!r}; use {', '.join(formats)}")
+    if hasattr(model, "prepare_for_inference"):
+        model.prepare_for_inference(formats[precision])
+    elif precision != "fp32":
+        raise ValueError(
+            f"--precision {precision} is for models of this package, not for {type(model).__name__}; leave it out"
+        )
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -116,7 +139,9 @@ def read_config(model: str, trained_by: str) -> "PreTrainedConfig":
 
     path = Path(model)
     if path.is_file():
-        raise ValueError(f"{model} is a file; give the directory of a model")
+        raise ValueError(
+            f"{model} is a file; give the directory of a model, which `hf-attn import` makes of a file of weights"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{model} holds no model (no config.json); give what `{trained_by}` wrote")
     try:

@@ -20,6 +20,7 @@ from hf_attn.commands_shared import (
     EarlyStopping,
     Epochs,
     EvaluateEvery,
+    Format,
     LearningRate,
     License,
     Minutes,
@@ -38,6 +39,7 @@ from hf_attn.commands_shared import (
     fields_and_values,
     given,
     option,
+    prepare,
     prepare_transformers,
     read_config,
     readable_weights,
@@ -289,6 +291,7 @@ def translate(
     alignments: Annotated[bool, option("Add word alignments: 0-0 1-2 ...", "--alignments", panel="Output")] = False,
     as_json: Annotated[bool, option("Write one JSON object a text.", "--json", panel="Output")] = False,
     batch_tokens: BatchTokens = 4096,
+    precision: Format = "fp32",
     device: Device = None,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -315,7 +318,7 @@ def translate(
     interactive = not texts and file is None and sys.stdin.isatty()
     shown = Progress(quiet or (output is None and sys.stdout.isatty()))
     with errors_in_one_line(debug), text_output(output) as stream, shown as progress:
-        translator = load_translator(model, device)
+        translator = load_translator(model, device, precision)
         done = TranslationProgress(progress, translator.tokenizer, number_of_texts(texts, file))
         sources, copies = tee(iter(texts) if texts else lines_of(file))
         look_ahead = 1 if interactive else 512
@@ -330,18 +333,21 @@ def translate(
                 stream.flush()
 
 
-def load_translator(model: str, device: str | None) -> "TranslationPipeline":
-    """The translation pipeline of a model directory or a name on the Hub.
+def load_translator(model: str, device: str | None, precision: str = "fp32") -> "TranslationPipeline":
+    """The translation pipeline of a model directory or a name on the Hub, prepared for inference.
 
     Raises:
-        ValueError: if there is no such model, it is no translator, or a part of it is missing or damaged.
+        ValueError: if there is no such model, it is no translator, it has no such number format, or a part of it is
+            missing or damaged.
     """
     prepare_transformers()
     from transformers import pipeline
 
     check_translator(model)
     with readable_weights(model):
-        return pipeline("translation", model=model, device=device)
+        translator = pipeline("translation", model=model, device=device)
+    prepare(translator.model, precision)
+    return translator
 
 
 def check_translator(model: str) -> None:

@@ -1,6 +1,6 @@
 """What is refused in the configuration of any model, before memory is allocated for it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -37,12 +37,18 @@ def check_given(config: PreTrainedConfig, given: dict[str, Any]) -> None:
     known = {*config.__dataclass_fields__, *config.attribute_map, *ADDED}  # type: ignore[attr-defined]
     generation = GenerationConfig._get_default_generation_params()  # which transformers moves out of a configuration
     wrong = [name for name in given if name not in known and name not in generation and not name.startswith("_")]
+    check_unknown(type(config), wrong, known)
+
+
+def check_unknown(config_class: type[PreTrainedConfig], wrong: Sequence[str], known: Iterable[str]) -> None:
+    """Raise a ValueError if there are wrong names of fields, with those of the known ones that may have been meant."""
     if not wrong:
         return
+    known = list(known)
     meant = [near for name in wrong for near in get_close_matches(name, known, n=1)]
     remark = f"; was {', '.join(map(repr, meant))} meant? " if meant else ". "
     raise ValueError(
-        f"{type(config).__name__} has no field {', '.join(map(repr, wrong))}{remark}Correct the name or leave it out: "
+        f"{config_class.__name__} has no field {', '.join(map(repr, wrong))}{remark}Correct the name or leave it out: "
         "nothing would read it"
     )
 

@@ -86,7 +86,8 @@ def complaint(error: Exception) -> str:
     message = " ".join(str(error).split())
     if type(error).__name__ == "OutOfMemoryError":
         return f"the device has too little memory; make the batches smaller ({message})"
-    if isinstance(error, (ValueError, OSError, ImportError)):
+    of_a_field = type(error).__name__ == "StrictDataclassFieldValidationError"  # a value of another type
+    if of_a_field or isinstance(error, (ValueError, OSError, ImportError)):
         return message
     return f"{type(error).__name__}: {message}; run again with --debug to see where"
 

@@ -132,11 +132,13 @@ class BeamSearch:
             log_probs = self.phrases.hold_back(self.end_tokens, log_probs, self.sequences[:, :, 1:])
         return self._grow(self._best_continuations(self.scores[:, :, None] + log_probs), all_scores)
 
-    def advance_by_logits(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `advance` by the logits' log-softmax, where nothing but it counts; it looks at few of them twice."""
+    def advance_by_logits(self, logits: torch.Tensor, bans: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `advance` by the logits' log-softmax, where nothing counts but it and `bans`; few are looked at twice."""
         count = min(self._wanted(), logits.shape[-1])
+        normaliser = logits.logsumexp(dim=-1, keepdim=True)
+        bans.apply(logits, self.sequences.shape[-1])
         found, word = top_k(logits, count)
-        log_probs = found - logits.logsumexp(dim=-1, keepdim=True)
+        log_probs = found - normaliser
         scores = (self.scores[:, :, None] + log_probs.unflatten(0, self.scores.shape)).flatten(1)
         score, index = scores.topk(min(self._wanted(), scores.shape[1]))
         word = word.unflatten(0, self.scores.shape).flatten(1).gather(1, index)

@@ -9,7 +9,7 @@ from transformers.generation import (
 )
 
 from .generation_constraints import MaxLengthPerSentence
-from .generation_steps import DecodingSteps, know_no_rows
+from .generation_steps import Bans, DecodingSteps, know_no_rows
 from .inference_translator import Decoding
 
 
@@ -36,6 +36,7 @@ def greedy_search(
     ends = [rule.eos_token_id for rule in stopping_criteria if isinstance(rule, EosTokenCriteria)]
     known = (EosTokenCriteria, MaxLengthCriteria, MaxLengthPerSentence)  # which is what `ends` and `limits` say
     others = StoppingCriteriaList([rule for rule in stopping_criteria if not isinstance(rule, known)])
+    bans = Bans.of(logits_processor)
     drops = not record and know_no_rows(logits_processor) and know_no_rows(others)
 
     steps = DecodingSteps(decoding, prompt)
@@ -47,9 +48,11 @@ def greedy_search(
     for now in range(length, length + longest):
         logits = steps(so_far[:, :now])
         scores = logits
-        if logits_processor or record:
+        if bans is not None and not record and bans.say_all(now):
+            bans.apply(logits, now)
+        elif logits_processor or record:
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            scores = logits_processor(so_far[:, :now], logits.clone())
+            scores = logits_processor(so_far[:, :now], logits.clone() if record else logits)
         for name, values in record.items():
             values.append({"scores": scores, "logits": logits}[name])
         words = scores.argmax(dim=-1)

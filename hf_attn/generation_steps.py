@@ -3,6 +3,7 @@
 Both take the words so far of all rows and give the logits of the next; then they are told which rows go on.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -59,6 +60,51 @@ KNOW_NO_ROWS = (
 def know_no_rows(rules: LogitsProcessorList | StoppingCriteriaList) -> bool:
     """Whether no rule can tell one sentence of the batch from another by its place."""
     return all(type(rule) in KNOW_NO_ROWS for rule in rules)
+
+
+class Bans:
+    """What the usual rules say of the next word, said of the few words that it is about instead of all: these may not
+    come, or not yet.
+
+    Raises:
+        LookupError: if there is a rule of another kind.
+    """
+
+    def __init__(self, rules: LogitsProcessorList):
+        self.until: list[tuple[float, list[int]]] = []  # the length from which on words may come, and the words
+        self.forced_at: int | None = None  # a length at which another rule has the last word
+        for rule in rules:
+            if type(rule) is MinLengthLogitsProcessor:
+                self.until.append((rule.min_length, rule.eos_token_id.tolist()))
+            elif type(rule) is MinNewTokensLengthLogitsProcessor:
+                shortest = rule.prompt_length_to_skip + rule.min_new_tokens
+                self.until.append((shortest, rule.eos_token_id.tolist()))
+            elif type(rule) is SuppressTokensLogitsProcessor:
+                self.until.append((math.inf, rule.suppress_tokens.tolist()))
+            elif type(rule) is NoBadWordsLogitsProcessor and all(len(words) == 1 for words in rule.sequence_bias):
+                self.until.append((math.inf, [word for [word] in rule.sequence_bias]))
+            elif type(rule) is ForcedEOSTokenLogitsProcessor:
+                self.forced_at = rule.max_length - 1
+            else:
+                raise LookupError(type(rule).__name__)
+
+    @classmethod
+    def of(cls, rules: LogitsProcessorList) -> "Bans | None":
+        """What these rules say, or None where they say more."""
+        try:
+            return cls(rules)
+        except LookupError:
+            return None
+
+    def say_all(self, length: int) -> bool:
+        """Whether they are all that is said of the word after so many."""
+        return length != self.forced_at
+
+    def apply(self, logits: torch.Tensor, length: int) -> None:
+        """Change (rows, vocabulary) logits of the word after `length` ids, prompt included."""
+        for until, words in self.until:
+            if length < until:
+                logits[:, words] = -torch.inf
 
 
 class DecodingSteps:

@@ -18,7 +18,7 @@ from .generation_beam_search import BeamSearch
 from .generation_constraints import ForcedPrefixes, MaxLengthPerSentence, check_token_lists, token_lists
 from .generation_greedy import greedy_search
 from .generation_required_phrases import RequiredPhrases
-from .generation_steps import DecodingSteps, ForwardSteps, can_change_rows, know_no_rows, own_decoding
+from .generation_steps import Bans, DecodingSteps, ForwardSteps, can_change_rows, know_no_rows, own_decoding
 
 logger = logging.get_logger(__name__)
 
@@ -258,6 +258,7 @@ class TranslatorGeneration(GenerationMixin):
             steps = DecodingSteps(decoding, input_ids, alike=beams)
         else:
             steps = ForwardSteps(self, generation_config, model_kwargs, beams, flexible)
+        bans = Bans.of(logits_processor) if is_usual and not generation_config.do_sample else None
         while self._has_unfinished_sequences(search.is_over, synced_gpus, input_ids.device):
             words = search.sequences.flatten(0, 1)
             logits = steps(words)
@@ -265,8 +266,8 @@ class TranslatorGeneration(GenerationMixin):
                 continue  # the other processes of a sharded model are not done: keep step with them
 
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            if is_usual and not logits_processor and not generation_config.do_sample:
-                rows, sentences = search.advance_by_logits(logits)
+            if bans is not None and bans.say_all(words.shape[1]):
+                rows, sentences = search.advance_by_logits(logits, bans)
             else:
                 log_probs = logits_processor(words, logits.log_softmax(dim=-1))
                 for name, values in record.items():

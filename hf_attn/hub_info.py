@@ -164,7 +164,8 @@ def how_to_use(model: str, config: dict[str, Any], task: str | None) -> str:
 
 def lines(facts: dict[str, Any]) -> Iterator[str]:
     """What `describe` found, on one screen."""
-    known_as = " ".join(filter(None, [facts["class"] or "of unknown class", f"({facts['model_type']})"]))
+    of_type = f"({facts['model_type']})" if facts["model_type"] else ""
+    known_as = " ".join(filter(None, [facts["class"] or "of unknown class", of_type]))
     yield f"{facts['model']}: {facts['kind']}{', ' + facts['family'] if facts['family'] else ''}"
     yield from (f"{name:<12}{text}" for name, text in details(facts, known_as) if text)
     yield from (f"warning     {warning}" for warning in facts["warnings"])

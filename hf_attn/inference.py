@@ -16,7 +16,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.utils.output_capturing import _active_collector
 
-from .attention import SHORT, MultiHeadAttention
+from .attention import MultiHeadAttention
 from .linear import Linear, linear, onednn_is_faster, onednn_layout, onednn_linear, onednn_works
 
 DTYPES = (None, torch.float32, torch.bfloat16, torch.int8)
@@ -29,6 +29,7 @@ IN_ONEDNN = {  # activations of transformers that oneDNN computes inside a produ
     "swish": ("swish", ""),
 }
 CAPTURING = "output_capturing_hook"  # transformers' name of its hooks
+MOST_KEYS = 1024  # up to which the scores of a head are worth writing out
 ROWS = 256  # for which the layout is chosen
 
 
@@ -123,7 +124,7 @@ class Int8Linear(ReadyLinear):
             self.weight = torch.ops.quantized.linear_prepack(quantized, None)
 
     def __call__(self, x, add=None):
-        scales = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-20).mul_(1 / self.levels)
+        scales = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-20).mul_(1 / self.levels)
         y = _int8_product(x / scales, 1.0, self.levels + 1, self.weight)
         y = torch.addcmul(self.bias, y, scales)
         y = y if self.activation is None else self.activation(y)
@@ -218,12 +219,23 @@ def attend(
 
     `mask` is added to the scores, (batch, 1, 1 or queries, keys).
     """
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and key.shape[-2] <= SHORT:
-        scores = (query * scaling) @ key.transpose(-2, -1)
+    if _formula_is_faster(query, key):
+        scores = (query if scaling == 1 else query * scaling) @ key.transpose(-2, -1)
         attended = (scores if mask is None else scores + mask).softmax(dim=-1) @ value
     else:
         attended = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling)
     return attended.transpose(1, 2).flatten(-2)
+
+
+def _formula_is_faster(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Than sdpa's kernel for CPUs, which gives float32 to MKL, and bfloat16 too, by turns in float32."""
+    if query.device.type != "cpu" or key.shape[-2] > MOST_KEYS:
+        return False
+    if query.shape[-2] == 1:
+        return query.shape[0] >= 8 and key.shape[-2] >= 16
+    if query.dtype == torch.float32:
+        return onednn_is_faster() and key.shape[-2] <= MOST_KEYS // 2
+    return query.dtype == torch.bfloat16 and query.numel() * key.shape[-2] >= 2**21
 
 
 def added_mask(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -243,8 +255,13 @@ class ReadySelfAttention:
         dtype: torch.dtype,
         scale: torch.Tensor | None = None,
     ):
-        self.heads, self.scaling = attention.config.num_attention_heads, attention.scaling
-        self.qkv_proj = kind([attention.q_proj, attention.k_proj, attention.v_proj], dtype)
+        self.heads, self.scaling = attention.config.num_attention_heads, 1.0
+        scales = torch.ones(3, attention.config.hidden_size, device=attention.q_proj.weight.device)
+        if type(attention.q_norm) is nn.Identity:
+            scales[0] = attention.scaling  # of the queries, which is of the scores
+        else:
+            self.scaling = attention.scaling
+        self.qkv_proj = kind([attention.q_proj, attention.k_proj, attention.v_proj], dtype, scale=scales.flatten())
         self.q_norm, self.k_norm = ReadyNorm(attention.q_norm, dtype), ReadyNorm(attention.k_norm, dtype)
         self.out_proj = kind(attention.out_proj, dtype, scale=scale)
 

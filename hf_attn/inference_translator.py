@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .inference import ReadyLinear, ReadyNorm, ReadySelfAttention, Twin, added_mask, attend
+from .linear import products_by_onednn
 
 BLOCK = 32  # words by which keys and values grow at least
 
@@ -54,11 +55,17 @@ class ReadyEncoder(Twin):
         self.layers = [ReadyEncoderLayer(layer, kind, self.dtype) for layer in encoder.layers]
         self.final_norm = ReadyNorm(encoder.final_norm, self.dtype)
 
+    def takes(self, attention_mask: torch.Tensor | None) -> bool:
+        """Whether the mask is (batch, source), with a token in every row."""
+        return attention_mask is None or (attention_mask.ndim == 2 and bool(attention_mask.any(dim=1).all()))
+
     def __call__(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """(batch, source, hidden_size) words in their places, (batch, source) mask → the memory, as x in its format"""
-        states, mask = x.to(self.dtype), added_mask(attention_mask, self.dtype)
-        for layer in self.layers:
-            states = layer(states, mask)
+        is_padded = attention_mask is not None and not attention_mask.all()
+        states, mask = x.to(self.dtype), added_mask(attention_mask if is_padded else None, self.dtype)
+        with products_by_onednn():
+            for layer in self.layers:
+                states = layer(states, mask)
         return self.final_norm(states).to(x.dtype)
 
 
@@ -110,8 +117,9 @@ class ReadyDecoderLayer:
     def keys_and_values(self, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(sentences, source, hidden_size) → (sentences, heads, source, head_dim) twice"""
         sentences, source, _ = memory.shape
-        key, value = self.memory_kv_proj(memory).view(sentences, source, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return key.contiguous(), value.contiguous()
+        both = self.memory_kv_proj(memory).view(sentences, source, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        key, value = _wide(both).contiguous()
+        return key, value
 
     def __call__(self, x: torch.Tensor, words: KeysAndValues, memory: tuple, mask: torch.Tensor | None):
         """(rows, hidden_size) → the same"""
@@ -120,14 +128,20 @@ class ReadyDecoderLayer:
         return self.feed_forward_add_norm(x, self.feed_forward)
 
     def read_words(self, x: torch.Tensor, words: KeysAndValues, add: torch.Tensor) -> torch.Tensor:
-        query, key, value = self.qkv_proj(x).view(len(x), 3, self.heads, 1, -1).unbind(1)
+        query, key, value = _wide(self.qkv_proj(x)).view(len(x), 3, self.heads, 1, -1).unbind(1)
         keys, values = words.append(key, value)
-        return self.out_proj(attend(query, keys, values, None, self.scaling)[:, 0], add)
+        return self.out_proj(attend(query, keys, values, None, self.scaling)[:, 0].to(x.dtype), add)
 
     def read_memory(self, x: torch.Tensor, memory: tuple, mask: torch.Tensor | None, add: torch.Tensor):
         keys, values = memory  # the rows of a sentence are so many queries of one memory
-        query = self.memory_q_proj(x).view(len(keys), -1, self.heads, keys.shape[-1]).transpose(1, 2)
-        return self.memory_out_proj(attend(query, keys, values, mask, self.scaling).flatten(0, 1), add)
+        query = _wide(self.memory_q_proj(x)).view(len(keys), -1, self.heads, keys.shape[-1]).transpose(1, 2)
+        attended = attend(query, keys, values, mask, self.scaling).flatten(0, 1)
+        return self.memory_out_proj(attended.to(x.dtype), add)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """For attention of one query, which CPUs do in float32 faster than in bfloat16."""
+    return x.float() if x.dtype == torch.bfloat16 and x.device.type == "cpu" else x
 
 
 class ReadyDecoder(Twin):
@@ -158,7 +172,7 @@ class Decoding:
         self.decoder = decoder
         memory = memory.to(decoder.dtype)
         self.memory = [layer.keys_and_values(memory) for layer in decoder.layers]
-        self.memory_mask = added_mask(memory_mask, decoder.dtype)
+        self.memory_mask = added_mask(memory_mask, self.memory[0][0].dtype)
         self.words = [KeysAndValues() for _ in decoder.layers]
         self.places = decoder.words_in_places.places(0, memory.shape[-1])  # (places computed so far, hidden_size)
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from .inference import ReadyLinear, ReadyNorm, ReadySelfAttention, Twin
+from .linear import products_by_onednn
 
 
 class ReadyViTLayer:
@@ -32,6 +33,7 @@ class ReadyViT(Twin):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, tokens, hidden_size) → the same, in the number format of x"""
         states = x.to(self.dtype)
-        for layer in self.layers:
-            states = layer(states)
+        with products_by_onednn():
+            for layer in self.layers:
+                states = layer(states)
         return states.to(x.dtype)

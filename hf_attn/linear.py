@@ -7,7 +7,8 @@ the two is faster is measured once a process, not read off a processor's name.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -138,6 +139,41 @@ def onednn_works(dtype: torch.dtype) -> bool:
             return all(_is_close(one, expected, dtype) for one in found)
     except (AttributeError, RuntimeError, TypeError):
         return False
+
+
+@contextmanager
+def products_by_onednn() -> Iterator[None]:
+    """Inside, other float32 products of matrices, too, go to oneDNN where it is faster.
+
+    PyTorch can be told so only by allowing bfloat16 inside of them. Where oneDNN would then use it, as with AMX,
+    nothing is changed.
+    """
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = settings.fp32_precision
+    if not (onednn_is_faster() and _stays_float32()):
+        yield
+        return
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+@cache
+def _stays_float32() -> bool:
+    """Whether oneDNN multiplies in float32 although it may use bfloat16."""
+    settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(settings, "fp32_precision"):
+        return False
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        with torch.inference_mode():
+            x = torch.linspace(-1, 1, 8 * 64 * 64).sin().view(8, 64, 64)
+            return _is_close(x @ x.mT, x.double() @ x.double().mT, torch.float32)
+    finally:
+        settings.fp32_precision = before
 
 
 def _is_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:

@@ -197,7 +197,7 @@ class TranslatorEncoder(AttnTranslatorPreTrainedModel):
             attention_mask = padding_mask(input_ids, self.config.pad_token_id)
         x = self.words_in_places(words, attention_mask)
         twin = self.ready()
-        if twin is not None and (attention_mask is None or attention_mask.ndim == 2):
+        if twin is not None and twin.takes(attention_mask):
             return BaseModelOutput(last_hidden_state=twin(x, attention_mask))
         mask = self_attention_mask(self.config, x, attention_mask)
         for layer in self.layers:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+SMALL = 512  # tokens of a batch, with fewer of which products get slower
+
 
 class Batching(NamedTuple):
     """How texts are put together; described with `TranslationPipeline`."""
@@ -13,17 +15,24 @@ class Batching(NamedTuple):
     max_tokens_per_batch: int = 4096
     batch_size: int | None = None
     look_ahead: int = 2048
+    workers: int | None = None
     progress: bool | None = None
 
     def take(self, options: dict[str, Any]) -> "Batching":
         """This, with what `options` say of it, which is taken out of them; None leaves things as they are."""
         named = {name: options.pop(name) for name in self._fields if name in options}
         new = self._replace(**{name: value for name, value in named.items() if value is not None})
-        for name in ("max_tokens_per_batch", "batch_size", "look_ahead"):
+        for name in ("max_tokens_per_batch", "batch_size", "look_ahead", "workers"):
             value = getattr(new, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number from 1")
         return new
+
+    def max_tokens(self, tokens: int, workers: int) -> int:
+        """Of a batch, where so many tokens are for so many workers: none shall wait long for the last one."""
+        if workers == 1:
+            return self.max_tokens_per_batch
+        return min(self.max_tokens_per_batch, max(SMALL, tokens // (4 * workers)))
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> list[list[int]]:

@@ -6,6 +6,7 @@ text → sentences → token ids → batches of like lengths → `generate()` �
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -55,6 +56,9 @@ class TranslationPipeline(Pipeline):
     max_tokens_per_batch: source tokens in a batch, padding included; every beam reads them again. 4096 by default.
     batch_size: sentences in a batch at most; no bound by default.
     look_ahead: sentences that are read, sorted and translated together. 2048 by default.
+    workers: threads that translate batches side by side, torch's threads divided among them. By default as many as
+        torch has on a CPU, where small products gain little from a second thread; and one on a GPU, where there is
+        sampling or alignment, or where rules of the caller's own might see the batches.
     progress: whether to show a progress bar on stderr; by default where long input meets a terminal.
     max_source_length: tokens of a sentence, `</s>` included, above which it is split; by default what the tokenizer
         and the model's positions allow.
@@ -175,13 +179,49 @@ class TranslationPipeline(Pipeline):
         lengths = [len(text["input_ids"][i]) for text, i in places]
         to_translate = sum(len(text["segments"][i].text) for text, i in places)
         bar.update(sum(text["characters"] for text in window) - to_translate)
-        for batch in token_batches(lengths, batching.max_tokens_per_batch, batching.batch_size):
-            sources = [places[place][0]["input_ids"][places[place][1]] for place in batch]
-            outputs = self.forward(pad_right(sources, self.tokenizer.pad_token_id), **forward_params)
-            for place, hypotheses in zip(batch, self._hypotheses(outputs, sources), strict=True):
-                text, i = places[place]
-                text["hypotheses"][i] = hypotheses
-                bar.update(len(text["segments"][i].text))
+        workers = self._workers(batching, forward_params)
+        batches = token_batches(lengths, batching.max_tokens(sum(lengths), workers), batching.batch_size)
+        sources = [[places[place][0]["input_ids"][places[place][1]] for place in batch] for batch in batches]
+        with _evaluating(self.model):
+            made = self._outputs(sources, workers, forward_params)
+            for batch, read, outputs in zip(batches, sources, made, strict=True):
+                for place, hypotheses in zip(batch, self._hypotheses(outputs, read), strict=True):
+                    text, i = places[place]
+                    text["hypotheses"][i] = hypotheses
+                    bar.update(len(text["segments"][i].text))
+
+    def _workers(self, batching: Batching, forward_params: dict[str, Any]) -> int:
+        """How many threads translate batches, each with its share of torch's."""
+        threads = torch.get_num_threads()
+        if batching.workers is not None:
+            return min(batching.workers, threads)
+        with_memory = {"logits_processor", "stopping_criteria", "streamer", "prefix_allowed_tokens_fn"}
+        config = forward_params.get("generation_config") or self.model.generation_config
+        samples = forward_params.get("do_sample", config.do_sample)  # in the order in which batches come
+        records = forward_params.get("return_alignments")  # in the layers, which all workers share
+        alone = samples or records or with_memory & forward_params.keys() or torch.is_autocast_enabled("cpu")
+        return 1 if alone or self.device.type != "cpu" else threads
+
+    def _outputs(
+        self, sources: list[list[list[int]]], workers: int, forward_params: dict[str, Any]
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """What `forward` makes of each batch, in their order."""
+
+        def run(batch: list[list[int]]) -> dict[str, torch.Tensor]:
+            return self.forward(pad_right(batch, self.tokenizer.pad_token_id), **forward_params)
+
+        workers = min(workers, len(sources))
+        if workers <= 1:
+            yield from map(run, sources)
+            return
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
+            ) as pool:
+                yield from pool.map(run, sources)
+        finally:
+            torch.set_num_threads(threads)  # which new threads would take over from the last that was set
 
     # --- one text: the stages of every pipeline --------------------------------------------------------------------
 

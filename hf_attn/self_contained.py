@@ -56,8 +56,8 @@ class SelfContained:
         except OSError as error:
             if safe and "safetensors" in str(error):
                 raise OSError(
-                    f"{pretrained_model_name_or_path} has no weights as safetensors ({error}). Pickled ones (.bin) "
-                    "can run code when they are read and are refused: convert them by `hf-attn convert`, which reads "
-                    "tensors only, or, for once, give use_safetensors=False"
+                    f"{pretrained_model_name_or_path} has no weights as safetensors ({error}). If it has pickled "
+                    "ones (.bin): they can run code when they are read and are refused; convert them by `hf-attn "
+                    "convert`, which reads tensors only, or, for once, give use_safetensors=False"
                 ) from error
             raise

@@ -88,7 +88,8 @@ class OpusTokenizer(TokenizersBackend):
     @classmethod
     def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:
         """What `__init__` is given: files of ours as they are, those of a MarianTokenizer converted."""
-        if kwargs.get("source_spm") is None or kwargs.get("target_tokenizer_file") is not None:
+        is_marian_s = any(kwargs.get(name) is not None for name in ("source_spm", "target_spm"))
+        if not is_marian_s or kwargs.get("target_tokenizer_file") is not None:
             return kwargs
         if cls.convert_marian is None:
             raise ValueError("a MarianTokenizer is converted by the package hf_attn; install and import it")

@@ -5,9 +5,9 @@
         hub.files("someone/model")["config.json"]
 
 The libraries read where the Hub is when they are imported, hence the subprocess. What the real Hub has and this one
-has not: datasets and Spaces, tags, pull requests, organisations, gated repositories, copies, Xet, LFS in parts,
-redirects to another host for large files, answers of several pages, .gitignore, and a library or task told from a
-model's files instead of its card.
+has not: datasets and Spaces, tags, pull requests that a client opens, organisations, gated repositories, copies, Xet,
+LFS in parts, redirects to another host for large files, answers of several pages, .gitignore, and a library or task
+told from a model's files instead of its card.
 """
 
 import base64
@@ -43,6 +43,7 @@ ENDPOINTS = {
     "tree": ("GET", rf"{MODEL}/tree/{REVISION}(?:/(?P<path>.*))?"),
     "refs": ("GET", rf"{MODEL}/refs"),
     "history": ("GET", rf"{MODEL}/commits/{REVISION}"),
+    "discussions": ("GET", rf"{MODEL}/discussions"),
     "metadata": ("HEAD", RESOLVE),
     "download": ("GET", RESOLVE),
 }
@@ -124,6 +125,15 @@ class LoopbackHub:
             else:
                 operations.append(("file", {"path": path, "content": base64.b64encode(content)}))
         return repository.commit(branch, operations).sha
+
+    def offer(self, name: str, files: dict[str, bytes], title: str, author: str) -> str:
+        """Opens a pull request that adds files to main, and returns its reference."""
+        repository = self.repositories[name]
+        reference = f"refs/pr/{len(repository.offers) + 1}"
+        repository.offers[reference] = (title, author)
+        repository.branches[reference] = repository.at("main")
+        self.commit(name, files, reference)
+        return reference
 
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
         return {path: file.content for path, file in self.repositories[name].at(revision).files.items()}
@@ -319,8 +329,9 @@ class _Handler(BaseHTTPRequestHandler):
         return Answer([entry for place, entry in sorted(found.items()) if place and (deep or "/" not in place)])
 
     def answer_refs(self, name: str) -> Answer:
-        branches = self.repository(name).branches.items()
-        refs = [{"name": ref, "ref": f"refs/heads/{ref}", "targetCommit": commit.sha} for ref, commit in branches]
+        repository = self.repository(name)
+        branches = {ref: commit for ref, commit in repository.branches.items() if ref not in repository.offers}
+        refs = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": commit.sha} for r, commit in branches.items()]
         return Answer({"branches": refs, "tags": [], "converts": [], "pullRequests": []})
 
     def answer_history(self, name: str, revision: str) -> Answer:
@@ -329,6 +340,14 @@ class _Handler(BaseHTTPRequestHandler):
             said = {"title": commit.summary, "message": commit.description, "authors": [{"user": repository.owner}]}
             answers.append({"id": commit.sha, "date": commit.date} | said)
         return Answer(answers)
+
+    def answer_discussions(self, name: str) -> Answer:
+        repository, answers = self.repository(name), []
+        for reference, (title, author) in repository.offers.items():
+            said = {"title": title, "num": int(reference.split("/")[-1]), "author": {"name": author}, "status": "open"}
+            said |= {"repo": {"name": name, "type": "model"}, "isPullRequest": True}
+            answers.append(said | {"createdAt": repository.at(reference).date})
+        return Answer({"count": len(answers), "start": 0, "discussions": answers})
 
     def answer_download(self, name: str, revision: str, path: str) -> Answer:
         commit = self.repository(name).at(revision)

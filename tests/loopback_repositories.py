@@ -75,11 +75,13 @@ class Commit:
 
 
 class Repository:
-    """Begins, as on the Hub, with a commit of .gitattributes. `objects` were uploaded by LFS, committed or not."""
+    """Begins, as on the Hub, with a commit of .gitattributes. `objects` were uploaded by LFS, committed or not.
+    `offers` are the titles and authors of open pull requests, whose references are branches."""
 
     def __init__(self, owner: str, private: bool):
         self.owner, self.private = owner, private
         self.objects: dict[str, bytes] = {}
+        self.offers: dict[str, tuple[str, str]] = {}
         first = Commit({".gitattributes": File(GIT_ATTRIBUTES)}, "initial commit")
         self.branches, self.commits = {"main": first}, {first.sha: first}
 

@@ -114,6 +114,11 @@ def test_one_line_out_for_each_line_in_however_they_come(translate, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.txt"]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_number_format_can_be_chosen(translate, precision):
+    assert len(translate("--precision", precision).stdout.splitlines()) == 4
+
+
 def test_nothing_in_nothing_out(translate):
     result = translate(stdin="")
     assert (result.exit_code, result.stdout) == (0, "")

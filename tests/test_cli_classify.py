@@ -117,6 +117,13 @@ def test_scores_are_what_the_problem_says(folder, tmp_path, problem_type, functi
     }
 
 
+def test_the_number_format_can_be_chosen(model, album):
+    assert run("classify", album / "a.png", "--model", model, "--precision", "bf16").exit_code == 0
+    assert "int8" in refuse("classify", album / "a.png", "--model", model, "--precision", "int8")
+    said = refuse("classify", album / "a.png", "--model", model, "--precision", "fp8")
+    assert "--precision is 'fp8'; use fp32, bf16, int8" in said
+
+
 def test_tabs_and_line_ends_in_names_do_not_break_a_line(model, folder, tmp_path):
     odd = tmp_path / "two\nlines\tand a tab.png"
     shutil.copy(folder / "cat" / "0.png", odd)
@@ -219,7 +226,7 @@ def test_what_a_model_is_not_is_said_in_one_line(model, translator_directory, fo
     assert "of type attn_vit, which does not translate" in said_of_vit
 
 
-def test_heat_maps_are_for_models_of_this_package(folder, tmp_path):
+def test_heat_maps_and_number_formats_are_for_models_of_this_package(folder, tmp_path):
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32, patch_size=8
     )
@@ -229,3 +236,4 @@ def test_heat_maps_are_for_models_of_this_package(folder, tmp_path):
     assert run(*arguments).exit_code == 0
     assert "models of type attn_vit, and this one is vit" in refuse(*arguments, "--explain", tmp_path / "heat")
     assert not (tmp_path / "heat").exists()
+    assert "models of this package, not for ViTForImageClassification" in refuse(*arguments, "--precision", "bf16")

@@ -112,3 +112,8 @@ def test_small_parts():
         "2.0 MB",
         "3.2 GB",
     ]
+
+
+def test_a_model_without_a_type_is_described_without_one(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224", "num_classes": 3}')
+    assert not any("None" in line for line in lines(describe(LocalFiles(tmp_path))))

@@ -114,6 +114,14 @@ def test_what_cannot_be_is_refused(tokenizer, tmp_path, monkeypatch):
         export_ctranslate2(tiny_translator(activation_function="relu6"), tmp_path / "no", tokenizer)
     with pytest.raises(ValueError, match="give the tokenizer that belongs to the model"):
         export_ctranslate2(tiny_translator(), tmp_path / "no")
+    with pytest.raises(
+        ValueError, match=f"ids up to {len(tokenizer) - 1}, the model 41 words; give the one it belongs to"
+    ):
+        export_ctranslate2(tiny_translator(), tmp_path / "no", tokenizer)
+    for end in (None, [2, 5]):
+        model = translator(tokenizer, eos_token_id=end)
+        with pytest.raises(ValueError, match="a model of CTranslate2 has one; leave one there, and give others"):
+            export_ctranslate2(model, tmp_path / "no", tokenizer)
     monkeypatch.setitem(sys.modules, "ctranslate2.specs", None)
     with pytest.raises(ImportError, match=r"pip install 'hf-attn\[interchange\]'"):
         export_ctranslate2(tiny_translator(), tmp_path / "no", tokenizer)

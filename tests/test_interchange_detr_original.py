@@ -115,11 +115,21 @@ def test_a_file_is_imported_with_what_prepares_its_pictures(theirs, tmp_path):
     assert AttnDetrImageProcessor.from_pretrained(tmp_path / "ours").size["shortest_edge"] == 800
 
 
-def test_a_checkpoint_of_the_training_script(theirs, tmp_path):
-    """main.py writes the optimizer and its own arguments, too."""
+@pytest.mark.parametrize("dilation", [False, True])
+def test_a_checkpoint_of_the_training_script(dilation, warnings, tmp_path):
+    """main.py writes the optimizer and its own arguments, too, which tell what the tensors do not."""
+    theirs = foreign_detr(dilation=dilation)
+    args = {"nheads": 4, "dilation": dilation, "dropout": 0.2, "aux_loss": False, "set_cost_bbox": 3.0, "lr": 1e-4}
     rest = {"optimizer": {"state": {0: {"step": 1}}}, "lr_scheduler": {"last_epoch": 3}, "epoch": 3}
-    torch.save({"model": official(theirs), **rest, "args": Namespace(lr=1e-4, masks=False)}, tmp_path / "c.pth")
-    assert_same_outputs(load(tmp_path / "c.pth", **HEADS), theirs)
+    torch.save({"model": official(theirs), **rest, "args": Namespace(**args)}, tmp_path / "c.pth")
+    ours = load(tmp_path / "c.pth")
+    assert_same_outputs(ours, theirs)
+    config = ours.config
+    assert (config.dropout, config.attention_dropout, config.auxiliary_loss, config.box_cost) == (0.2, 0.2, False, 3)
+    assert warnings == []
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path):
     (tmp_path / "code.pth").write_bytes(pickle.dumps({"model": print}, 2))
     with pytest.raises(ValueError, match="holds more than tensors"):
         read_file(tmp_path / "code.pth")

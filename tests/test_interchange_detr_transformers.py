@@ -133,18 +133,27 @@ def test_of_a_panoptic_checkpoint_the_detector_is_loaded(warnings, tmp_path):
     assert_same_outputs(ours, theirs.detr)
 
 
-def test_a_base_model_has_no_heads_and_gets_one_if_asked(tmp_path):
+def test_a_base_model_has_no_heads_and_that_for_boxes_begins_anew(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("hf_attn.interchange.loading.logger.propagate", True)
     theirs = foreign_detr(DetrModel, **SMALL)
-    theirs.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"lacks 6 tensors: decoder\.box_head\.layers\.0\.bias, .* ignore_mismatched"):
-        AttnDetrModel.from_pretrained(tmp_path)
-    ours = AttnDetrModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = AttnDetrModel.from_pretrained(tmp_path / "theirs")
+    assert "decoder.box_head.layers.0.bias" in caplog.text and "begin anew" in caplog.text
+    made = import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    assert (made.model_class, made.classes) == ("AttnDetrModel", None)
     with torch.no_grad():
         for pixels in pictures():
             expected = theirs(pixels).last_hidden_state
-            assert_close(ours(pixels).last_hidden_state, expected, rtol=0, atol=1e-5)
+            for model in (ours, AttnDetrModel.from_pretrained(tmp_path / "ours")):
+                assert_close(model(pixels).last_hidden_state, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"lacks 8 tensors: class_head\.bias, class_head\.weight, model\.decoder"):
-        AttnDetrForObjectDetection.from_pretrained(tmp_path)
+        AttnDetrForObjectDetection.from_pretrained(tmp_path / "theirs")
+
+
+def test_of_a_head_for_boxes_nothing_may_be_missing(saved):
+    rewrite(saved, lambda weights: {n: w for n, w in weights.items() if n != "bbox_predictor.layers.2.bias"})
+    with pytest.raises(ValueError, match=r"lacks 1 tensor: decoder\.box_head\.layers\.2\.bias"):
+        AttnDetrModel.from_pretrained(saved)
 
 
 def test_a_detector_without_its_class_head_is_a_base_model(saved, small):
@@ -217,6 +226,13 @@ def test_resnet_50_in_full_size_there_and_back(tmp_path):
     assert_same_outputs(ours, theirs)
     again = DetrForObjectDetection.from_pretrained(export_transformers(ours, tmp_path / "again"))
     assert all(torch.equal(weight, theirs.state_dict()[name]) for name, weight in again.state_dict().items())
+
+
+def test_a_damaged_file_of_an_image_processor_is_not_left_out(saved, tmp_path):
+    (saved / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"has a preprocessor_config\.json, but what it belongs to cannot be read"):
+        import_checkpoint(saved, tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

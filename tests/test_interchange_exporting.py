@@ -1,14 +1,17 @@
 """`hf-attn export` writes what another library loads, where it is asked to, or says what that library lacks."""
 
+import json
 import subprocess
 import sys
 from importlib import import_module
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
+from hf_attn import train_tokenizer
 from hf_attn.interchange.exporting import EXPORTS
 from tests.test_cli import refuse, run
 from tests.tiny import randomise, tiny_detr, tiny_translator, tiny_vit
@@ -46,6 +49,52 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(tmp_path):
     there = tmp_path / "translator"
     assert "is there already" in refuse("export", tmp_path / "detr", "--to", "transformers", "--output", there)
     assert {path.name for path in tmp_path.iterdir()} == {"translator", "theirs", "detr"}
+
+
+def without(name: str):
+    return lambda weights: {key: weight for key, weight in weights.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("model.embeddings.positions"), "lacks 1 tensor of AttnViTForImageClassification, or has"),
+        (
+            lambda weights: weights | {"classifier.bias": torch.ones(4)},
+            "or has them in other sizes: classifier.bias; ",
+        ),
+    ],
+    ids=["missing", "another size"],
+)
+def test_of_weights_that_are_not_whole_nothing_is_made(change, message, tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "vit")
+    file = tmp_path / "vit" / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    assert message in refuse("export", tmp_path / "vit", "--to", "transformers")
+    file.write_bytes(file.read_bytes()[:999])
+    assert "the weights are damaged" in refuse("export", tmp_path / "vit", "--to", "transformers")
+    assert [path.name for path in tmp_path.iterdir()] == ["vit"]
+
+
+@pytest.mark.parametrize(("make", "file"), [(tiny_vit, "preprocessor_config.json"), (tiny_translator, "tokenizer")])
+def test_a_damaged_companion_is_not_left_behind(make, file, tmp_path):
+    make(**({} if make is tiny_vit else {"position_layout": "halves"})).save_pretrained(tmp_path / "model")
+    if make is tiny_translator:
+        train_tokenizer(["a b c"] * 3, 300).save_pretrained(tmp_path / "model")
+        (tmp_path / "model" / "tokenizer.json").write_text("{")
+    else:
+        (tmp_path / "model" / file).write_text("{")
+    assert f"has a {file}" in refuse("export", tmp_path / "model", "--to", "transformers")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("named", [None, ["Other"]])
+def test_a_class_that_is_none_of_ours_is_named(named, tmp_path):
+    tiny_vit().save_pretrained(tmp_path / "vit")
+    file = tmp_path / "vit" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "architectures": named}))
+    message = f"is of class {(named or [''])[0]!r} by its config.json, and none of ours has that name"
+    assert message in refuse("export", tmp_path / "vit", "--to", "transformers")
 
 
 @pytest.mark.slow

@@ -207,8 +207,8 @@ def test_other_files_are_refused(tmp_path, capsys):
     torch.save({"model": tensors, "args": None}, tmp_path / "plain.pt")
     (tmp_path / "broken.pt").write_bytes((tmp_path / "plain.pt").read_bytes()[:999])
     for name, message in {
-        "code.pt": "holds more than tensors and settings",
-        "weights.pt": "has no 'model' with tensors by name",
+        "code.pt": "holds more than tensors",
+        "weights.pt": "has no settings, neither 'args' nor 'cfg'",
         "plain.pt": "has no settings, neither 'args' nor 'cfg'",
         "broken.pt": "is broken",
     }.items():

@@ -62,12 +62,30 @@ def test_what_is_no_checkpoint_is_refused(directory, tmp_path):
     tiny_vit().save_pretrained(tmp_path / "own")
     assert "of type 'attn_vit' already" in refuse("import", tmp_path / "own", out)
     (tmp_path / "empty").mkdir()
-    assert "has no config.json; give the file of weights itself" in refuse("import", tmp_path / "empty", out)
+    assert "has no config.json, or a damaged one; give the file" in refuse("import", tmp_path / "empty", out)
     (tmp_path / "text.pth").write_text("no weights")
     assert "holds more than tensors, or is broken" in refuse("import", tmp_path / "text.pth", out)
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
-    assert "by its 1 names (a); say which by --format" in refuse("import", tmp_path / "a.safetensors", out)
+    unknown = refuse("import", tmp_path / "a.safetensors", out)
+    assert "vit-torchvision by its 1 name (a); give the weights of a model" in unknown
     assert not out.exists()
+
+
+def test_fields_of_the_configuration_count_more_than_the_checkpoint_and_are_checked(directory, tmp_path):
+    result = run("import", directory, tmp_path / "ours", "--config", "image_size=48", "--config", "dropout=0.25")
+    assert result.exit_code == 0, result.stderr
+    config = AttnViTForImageClassification.from_pretrained(tmp_path / "ours").config
+    assert (config.image_size, config.dropout, config.num_attention_heads) == (48, 0.25, 4)
+    for assignment, message in {
+        "hidden_sise=32": "AttnViTConfig has no field 'hidden_sise'; was 'hidden_size' meant? Correct the name",
+        "num_attention_heads=5": "hidden_size 32 is not a multiple of num_attention_heads 5",
+        "activation_function=gelo": "activation_function 'gelo' is unknown; use one of",
+        "num_attention_heads=five": "Field 'num_attention_heads' expected int, got str (value: 'five')",
+    }.items():
+        assert message in refuse("import", directory, tmp_path / "out", "--quiet", "--config", assignment)
+    result = run("import", directory, tmp_path / "out", "--config", "hidden_size")
+    assert result.exit_code == 2 and "has no '='; write it as hidden_size=64" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_code_in_a_pickle_does_not_run(directory, tmp_path):

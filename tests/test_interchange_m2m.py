@@ -1,5 +1,6 @@
 """M2M100's and NLLB-200's checkpoints give the same logits, and the same translations into the language asked for."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,47 +9,23 @@ from torch.testing import assert_close
 from transformers import M2M100Config, M2M100ForConditionalGeneration
 
 from hf_attn import AttnTranslatorForConditionalGeneration as Translator
+from tests.foreign_translators import SHAPE, logits_of, padded_sources
 from tests.tiny import randomise
 
 BOS, PAD, END, GERMAN = 0, 1, 2, 57
-SHAPE = {
-    "vocab_size": 61,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-}
+sources = partial(padded_sources, words=range(3, 57), end=END, pad=PAD)
+logits = partial(logits_of, target=[END, GERMAN, 9, 4, 30, 7])
 
 
 @torch.no_grad()
 def m2m(seed: int = 0, **overrides) -> M2M100ForConditionalGeneration:
-    model = M2M100ForConditionalGeneration(M2M100Config(**{**SHAPE, **overrides}))
+    model = M2M100ForConditionalGeneration(M2M100Config(**{**SHAPE, "attention_dropout": 0.0, **overrides}))
     randomise(model, seed, std=0.4).eval()
     for layer in model.model.decoder.layers:
         layer.encoder_attn.out_proj.weight.mul_(4)
     model.model.decoder.layer_norm.bias.mul_(0.1)
     model.generation_config.update(no_repeat_ngram_size=2, num_beams=4, max_length=20)
     return model
-
-
-def sources(count: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    lengths = torch.randint(1, 13, (count,), generator=generator)
-    ids = torch.randint(3, 57, (count, 12), generator=generator)
-    mask = (torch.arange(12) < lengths[:, None]).long()
-    ids[torch.arange(count), lengths - 1] = END
-    return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
-
-
-@torch.no_grad()
-def logits(model, batch):
-    targets = torch.tensor([[END, GERMAN, 9, 4, 30, 7]]).expand(len(batch["input_ids"]), -1)
-    return model(**batch, decoder_input_ids=targets, use_cache=False).logits
 
 
 @pytest.mark.parametrize(

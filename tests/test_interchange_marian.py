@@ -1,6 +1,7 @@
 """MarianMTModel's checkpoints, as on the Hub, give the same logits and the same translations here."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,27 +13,23 @@ from transformers import AutoTokenizer, GenerationConfig, MarianConfig, MarianMT
 from hf_attn import AttnTranslatorForConditionalGeneration as Translator
 from hf_attn import AttnTranslatorModel
 from hf_attn.interchange.importing import import_checkpoint
-from hf_attn.interchange.marian import export_transformers
+from hf_attn.interchange.marian import AS_IN_TRANSFORMERS, export_transformers
+from tests.foreign_translators import SHAPE as SMALL
+from tests.foreign_translators import logits_of, padded_sources
 from tests.opus import save_marian
 from tests.tiny import randomise, tiny_translator
 
 PAD = 60
 SHAPE = {
-    "vocab_size": 61,
-    "d_model": 16,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 24,
-    "decoder_ffn_dim": 24,
+    **SMALL,
     "max_position_embeddings": 64,
     "pad_token_id": PAD,
     "decoder_start_token_id": PAD,
     "scale_embedding": True,
-    "dropout": 0.0,
     "activation_function": "swish",
 }
+sources = partial(padded_sources, words=range(2, 59), end=0, pad=PAD)
+logits = partial(logits_of, target=[PAD, 5, 9, 2, 30, 7])
 VARIANTS = {
     "opus-mt": {},
     "tc-big": {"activation_function": "relu", "d_model": 20},
@@ -86,22 +83,6 @@ def save(model: MarianMTModel, directory: Path, **generation) -> Path:
     return directory
 
 
-def sources(count: int, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Padded batches of sentences of 1 to 12 words."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 13, (count,), generator=generator)
-    ids = torch.randint(2, 59, (count, 12), generator=generator)
-    mask = (torch.arange(12) < lengths[:, None]).long()
-    ids[torch.arange(count), lengths - 1] = 0
-    return {"input_ids": ids.masked_fill(mask == 0, PAD), "attention_mask": mask}
-
-
-@torch.no_grad()
-def logits(model, batch):
-    targets = torch.tensor([[PAD, 5, 9, 2, 30, 7]]).expand(len(batch["input_ids"]), -1)
-    return model(**batch, decoder_input_ids=targets, use_cache=False).logits
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_equal(variant, tmp_path):
     theirs = marian(**VARIANTS[variant])
@@ -135,10 +116,15 @@ def test_generation_settings_come_from_an_old_config_too(tmp_path):
     save(marian(), tmp_path)
     (tmp_path / "generation_config.json").unlink()
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, **SEARCH, "num_hidden_layers": 2, "id2label": {}}))
-    settings = Translator.from_pretrained(tmp_path).generation_config
-    assert {name: getattr(settings, name) for name in SEARCH} == SEARCH
-    assert (settings.decoder_start_token_id, settings.pad_token_id, settings.eos_token_id) == (PAD, PAD, 0)
+    del config["forced_eos_token_id"]
+    said = {**SEARCH, "num_return_sequences": 2, "suppress_tokens": [5], "encoder_no_repeat_ngram_size": 3}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **said, "num_hidden_layers": 2, "id2label": {}}))
+    found = Translator.from_pretrained(tmp_path).generation_config.to_dict()
+    expected = MarianMTModel.from_pretrained(tmp_path).generation_config.to_dict()
+    expected["_from_model_config"] = None
+    assert found == {**expected, **AS_IN_TRANSFORMERS} and said.items() < found.items()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert Translator.from_pretrained(tmp_path).generation_config.forced_eos_token_id == 0  # as until version 4
 
 
 def old_weights(model: MarianMTModel) -> dict[str, torch.Tensor]:
@@ -146,6 +132,13 @@ def old_weights(model: MarianMTModel) -> dict[str, torch.Tensor]:
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert {"model.shared.weight", "lm_head.weight", "model.decoder.embed_positions.weight"} < weights.keys()
     return weights
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounded_sinusoids_are_sinusoids(dtype, tmp_path):
+    theirs = marian().to(dtype)
+    save_file(old_weights(theirs), save(theirs, tmp_path) / "model.safetensors", metadata={"format": "pt"})
+    assert Translator.from_pretrained(tmp_path).dtype == dtype
 
 
 def test_tied_copies_and_sinusoids_are_checked_and_left_out(tmp_path):
@@ -223,6 +216,11 @@ def test_what_is_saved_is_a_marian_again(variant, tmp_path):
     assert back.generation_config.num_beams == 4 and back.generation_config.bad_words_ids == [[PAD]]
 
 
+def test_half_precision_stays_what_it_is(tmp_path):
+    export_transformers(tiny_translator(position_layout="halves").half(), tmp_path / "half")
+    assert MarianMTModel.from_pretrained(tmp_path / "half").dtype == torch.float16
+
+
 def test_what_no_marian_can_be_is_refused(tmp_path):
     with pytest.raises(ValueError, match="norm_position is 'pre', but 'post' in every Marian translator"):
         export_transformers(tiny_translator(norm_position="pre", position_layout="halves"), tmp_path)
@@ -239,6 +237,15 @@ def test_the_command_brings_the_tokenizer_along(tmp_path):
     )
     save(marian(), tmp_path / "alone")
     assert import_checkpoint(tmp_path / "alone", tmp_path / "without").beside == []
+
+
+@pytest.mark.parametrize("file", ["source.spm", "target.spm", "vocab.json"])
+def test_a_tokenizer_that_is_not_whole_is_not_left_behind(file, tmp_path):
+    save_marian(tmp_path / "theirs")
+    (tmp_path / "theirs" / file).unlink()
+    with pytest.raises(ValueError, match=rf"theirs has a tokenizer_config\.json, but .* there is no {file}; copy"):
+        import_checkpoint(tmp_path / "theirs", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
 
 
 @pytest.mark.slow

@@ -6,15 +6,13 @@ from torch.testing import assert_close
 
 from hf_attn.interchange.names import STACKED, TRANSPOSED, VECTOR, Change, Names, Row, looked_at, with_bias
 
-TABLE = Names(
-    [
-        Row("cls", "token", VECTOR),
-        Row("blocks.{}.qkv", ("layers.{}.q", "layers.{}.k", "layers.{}.v"), STACKED),
-        Row("blocks.{}.kernel", "layers.{}.weight", TRANSPOSED),
-        *with_bias("norm", "final_norm"),
-    ],
-    beside=[r".*\.num_batches_tracked"],
-)
+TABLE_ROWS = [
+    Row("cls", "token", VECTOR),
+    Row("blocks.{}.qkv", ("layers.{}.q", "layers.{}.k", "layers.{}.v"), STACKED),
+    Row("blocks.{}.kernel", "layers.{}.weight", TRANSPOSED),
+    *with_bias("norm", "final_norm"),
+]
+TABLE = Names(TABLE_ROWS, beside=[r".*\.num_batches_tracked"])
 
 
 def theirs() -> dict[str, torch.Tensor]:
@@ -33,11 +31,31 @@ def test_there_and_back_nothing_changes():
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
+def test_each_of_ours_is_a_storage_of_its_own_and_only_what_is_transposed_is_copied():
+    before = theirs()
+    stacked = before["blocks.0.qkv"].untyped_storage()
+    memory = range(stacked.data_ptr(), stacked.data_ptr() + stacked.nbytes())
+    taken = TABLE.take(before)
+    for name, tensor in taken.items():
+        assert tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        assert (tensor.data_ptr() in memory) == (name in ("layers.0.q", "layers.0.k", "layers.0.v"))
+    key = taken.pop("layers.0.k")
+    expected = before["blocks.0.qkv"][2:4].clone()
+    del before, taken, stacked
+    assert torch.equal(key, expected)
+
+
 def test_what_no_row_has_is_named():
     with pytest.raises(ValueError, match=r"2 tensors that no such model has: blocks.x.qkv, norms.weight"):
         TABLE.take({**theirs(), "norms.weight": torch.ones(4), "blocks.x.qkv": torch.ones(6, 4)})
     with pytest.raises(ValueError, match=r"1 tensor that the format has no name for: layers.0.gate"):
         TABLE.give({"layers.0.gate": torch.ones(1)})
+
+
+def test_of_two_tensors_that_are_one_of_ours_none_is_chosen():
+    table = Names([*TABLE_ROWS, Row("blocks.{}.q", "layers.{}.q")])
+    with pytest.raises(ValueError, match=r"blocks\.11\.q and another tensor are both layers\.11\.q; leave one"):
+        table.take({**theirs(), "blocks.11.q": torch.randn(2, 4)})
 
 
 def test_a_name_of_ours_is_told_in_theirs():

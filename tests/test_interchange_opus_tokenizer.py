@@ -153,8 +153,9 @@ def test_special_tokens_are_written_out_with_a_space(both):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vocab.json", None, "there is a source.spm, but no vocab.json"),
-        ("target.spm", None, "there is a source.spm, but no target.spm"),
+        ("vocab.json", None, r"of source\.spm, target\.spm, vocab\.json there is no vocab\.json; copy"),
+        ("source.spm", None, r"of source\.spm, target\.spm, vocab\.json there is no source\.spm; copy"),
+        ("target.spm", None, r"of source\.spm, target\.spm, vocab\.json there is no target\.spm; copy"),
         ("vocab.json", '{"a": 0', "vocab.json is damaged"),
         ("vocab.json", '{"</s>": 0, "<unk>": 2}', "gives its 2 words other ids than 0 to 1"),
         ("vocab.json", '{"</s>": 0, "<unk>": 1}', "lacks <pad>"),

@@ -2,12 +2,13 @@
 
 import json
 import pickle
+import random
 from argparse import Namespace
 
 import pytest
 import torch
 
-from hf_attn.interchange.pickles import convert_pickled_weights, read_pickled_weights
+from hf_attn.interchange.pickles import convert_pickled_weights, read_pickled_weights, settings_of
 from tests.tiny import tiny_translator, tiny_vit
 
 
@@ -49,20 +50,22 @@ def test_several_files_stay_several(tmp_path):
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        (pickle.dumps(Bomb(), 2), "holds more than tensors, or is broken"),
+        (pickle.dumps(Bomb(), 2), r"holds more than tensors, or is broken \(it asks for [\w.]*exec\)"),
         (pickle.dumps(Bomb(), 2)[:5], "holds more than tensors, or is broken"),
-        (b"", "holds more than tensors, or is broken"),
+        (b"", r"holds more than tensors, or is broken \(it ends too early\)"),
         (b"PK\x03\x04 and no more", "holds more than tensors, or is broken"),
+        (b"Dear reader, this is a letter", r"is broken \(it is not what torch.save writes\)"),
         ([1, 2], "holds a list, not tensors by name"),
         ({"weight": 3}, "holds a dict, not tensors by name"),
     ],
-    ids=["code", "cut off", "empty", "cut off zip", "list", "number"],
+    ids=["code", "cut off", "empty", "cut off zip", "text", "list", "number"],
 )
 def test_what_is_no_weights_is_refused_and_leaves_nothing(held, message, tmp_path):
     file = tmp_path / "pytorch_model.bin"
     file.write_bytes(held) if isinstance(held, bytes) else torch.save(held, file)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refused:
         convert_pickled_weights(tmp_path)
+    assert "weights_only" not in str(refused.value)  # torch's advice would run the code
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
 
 
@@ -75,6 +78,38 @@ def test_of_a_training_script_the_model_is_read_and_its_arguments_run_nothing(na
     torch.save({name: {"weight": torch.ones(1)}, "args": Namespace(lr=Bomb())}, file)
     with pytest.raises(ValueError, match="holds more than tensors, or is broken"):
         read_pickled_weights(file)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"args": Namespace(heads=4)}, {"args": {"heads": 4}}, {"args": None, "cfg": {"model": Namespace(heads=4)}}],
+    ids=str,
+)
+def test_what_the_script_was_told_is_there_too(said, tmp_path):
+    file = tmp_path / "checkpoint.pth"
+    torch.save({"model": {"weight": torch.ones(1)}, **said}, file)
+    assert settings_of(read_pickled_weights(file)) == {"heads": 4}
+    torch.save({"weight": torch.ones(1)}, file)
+    assert settings_of(read_pickled_weights(file)) == {}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_however_a_file_is_damaged_it_is_read_or_refused_by_name(old, tmp_path):
+    file, generator = tmp_path / "weights.pth", random.Random(0)
+    torch.save({f"layer.{i}": torch.ones(8) for i in range(9)}, file, _use_new_zipfile_serialization=not old)
+    whole = file.read_bytes()
+    refused = 0
+    for cut in [True] * 60 + [False] * 240:
+        bytes_ = bytearray(whole[: generator.randrange(len(whole))] if cut else whole)
+        for _ in range(0 if cut else 3):
+            bytes_[generator.randrange(len(bytes_))] = generator.randrange(256)
+        file.write_bytes(bytes_)
+        try:
+            read_pickled_weights(file)
+        except ValueError as error:
+            assert str(file) in str(error)
+            refused += 1
+    assert refused > 100
 
 
 def test_without_pickles_or_with_safetensors_there_is_nothing_to_do(tmp_path):

@@ -53,3 +53,12 @@ def test_damaged_files_are_refused(file, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is no SentencePiece model, or is damaged"):
             read_sentencepiece(tmp_path / name)
+
+
+def test_wherever_a_file_ends_too_early_it_is_noticed(file, tmp_path):
+    """Between two pieces, too, where what is there is whole."""
+    whole = file.read_bytes()
+    for length in [*range(600), len(whole) // 2, len(whole) - 9]:
+        (tmp_path / "cut").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="cut is no SentencePiece model, or is damaged"):
+            read_sentencepiece(tmp_path / "cut")

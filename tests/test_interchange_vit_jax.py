@@ -8,6 +8,7 @@ from timm.data import ImageNetInfo
 
 from hf_attn import AttnViTConfig, AttnViTForImageClassification, AttnViTImageProcessor
 from hf_attn.interchange.files import read_file
+from hf_attn.interchange.importing import import_checkpoint
 from hf_attn.interchange.vit_jax import JAX_FILE, processor_settings
 from hf_attn.positions import grid_sinusoids
 from tests.twins_vit import difference, pictures
@@ -106,6 +107,31 @@ def test_there_and_back_nothing_changes(tmp_path):
         given = JAX_FILE.table(ours.config, tensors).give(ours.state_dict())
         assert given.keys() == tensors.keys()
         assert all(torch.equal(given[name], tensors[name]) for name in tensors)
+
+
+def test_layers_in_one_piece_can_be_saved(tmp_path):
+    stored, _ = FILES["big_vision, in one piece"]
+    np.savez(tmp_path / "weights.npz", **stored)
+    import_checkpoint(tmp_path / "weights.npz", tmp_path / "ours")
+    ours = AttnViTForImageClassification.from_pretrained(tmp_path / "ours")
+    assert difference(ours(pictures()).logits, of_google(tmp_path / "weights.npz")(pictures()).logits) == 0
+
+
+def test_arrays_are_read_when_they_are_looked_at_the_largest_first(tmp_path):
+    stored = {"few": np.arange(3.0), "many": np.arange(9.0), "objects": np.array([{}, {}])}
+    np.savez(tmp_path / "weights.npz", **stored)
+    tensors = read_file(tmp_path / "weights.npz")
+    assert [name for name in tensors if name != "objects"] == ["many", "few"]
+    assert tensors["many"].tolist() == stored["many"].tolist() and tensors["many"] is not tensors["many"]
+    with pytest.raises(ValueError, match=r"weights.npz is damaged, or holds more than arrays"):
+        tensors["objects"]
+    with pytest.raises(KeyError, match="none"):
+        tensors["none"]
+    content = bytearray((tmp_path / "weights.npz").read_bytes())
+    content[content.index(stored["many"].tobytes())] ^= 1
+    (tmp_path / "weights.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"weights.npz is damaged, or holds more than arrays \(Bad CRC-32"):
+        tensors["many"]
 
 
 def test_without_positions_they_are_sinusoids(tmp_path):

@@ -19,6 +19,7 @@ from hf_attn import (
 )
 from hf_attn.interchange.importing import import_checkpoint
 from hf_attn.interchange.vit_timm import TIMM_FILE, heads_of, processor_settings_of_file
+from tests.test_cli import refuse, run
 from tests.tiny import randomise
 from tests.twins_vit import difference, picture, pictures, save_weights
 
@@ -79,8 +80,21 @@ def test_the_rule_for_heads_is_that_of_timms_models():
     widths = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024, 16), "huge": (1280, 16)}
     widths |= {"giant": (1408, 16), "gigantic": (1664, 16), "so400m": (1152, 16), "betwixt": (640, 10)}
     assert all(heads_of(width) == heads for width, heads in widths.values())
-    with pytest.raises(ValueError, match="100 is no multiple of 64 dimensions a head"):
-        heads_of(100)
+    assert heads_of(100) is None
+
+
+def test_where_the_rule_gives_no_heads_they_have_to_be_said(tmp_path):
+    shape = {**SMALL, "embed_dim": 40, "num_heads": 5, "num_classes": 3}
+    theirs = randomise(timm.create_model("vit_base_patch16_224", **shape)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "vit.pth")
+    said = refuse("import", tmp_path / "vit.pth", tmp_path / "ours")
+    assert "a width of 40 has none by rule: give it, as by --config num_attention_heads=12" in said
+    five = ("--config", "num_attention_heads=5", "--config", 'id2label={"0": "cat", "1": "dog", "2": "owl"}')
+    result = run("import", tmp_path / "vit.pth", tmp_path / "ours", *five)
+    assert result.exit_code == 0, result.stderr
+    ours = AttnViTForImageClassification.from_pretrained(tmp_path / "ours").eval()
+    assert difference(ours(pictures()).logits, theirs(pictures())) < 1e-5
+    assert ours.config.label2id == {"cat": 0, "dog": 1, "owl": 2}
 
 
 def test_a_file_of_a_rectangle_is_refused():

@@ -11,7 +11,15 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 import hf_attn.linear
-from hf_attn.linear import Linear, linear, onednn_is_faster, onednn_layout, onednn_linear, onednn_works
+from hf_attn.linear import (
+    Linear,
+    linear,
+    onednn_is_faster,
+    onednn_layout,
+    onednn_linear,
+    onednn_works,
+    products_by_onednn,
+)
 
 needs_onednn = pytest.mark.skipif(not onednn_works(torch.float32), reason="this PyTorch has no oneDNN")
 SHAPES = [(300, 64, 96), (2, 150, 64, 96), (7, 1, 320, 512)]  # (..., inputs, outputs), above WORTH
@@ -160,3 +168,22 @@ def test_the_switch_in_the_environment(value, said):
     environment = {**os.environ, "HF_ATTN_ONEDNN": value}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert said in ran.stdout + ran.stderr
+
+
+@needs_onednn
+def test_other_products_by_onednn_are_the_same_and_the_setting_is_put_back(onednn):
+    x = torch.randn(4, 65, 64, generator=torch.Generator().manual_seed(0))
+    before, expected = torch.backends.mkldnn.matmul.fp32_precision, x.double() @ x.double().mT
+    with pytest.raises(KeyError), products_by_onednn():
+        found = x @ x.mT
+        raise KeyError
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@needs_onednn
+def test_where_onednn_would_round_nothing_is_changed(onednn, monkeypatch):
+    monkeypatch.setattr(hf_attn.linear, "_stays_float32", lambda: False)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with products_by_onednn():
+        assert torch.backends.mkldnn.matmul.fp32_precision == before

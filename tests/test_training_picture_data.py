@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_attn.training.picture_data import PictureReport, inspect_picture, load_pictures
+from hf_attn.training.picture_data import PictureReport, cut_splits, inspect_picture, load_pictures
 from hf_attn.training.picture_files import read_idx
 from hf_attn.training.vit_labels import class_names, is_multi_label
 
@@ -688,3 +688,9 @@ def test_an_empty_report_reads_well() -> None:
     assert str(report) == (
         "photos: pictures of 2 classes: 1,200 train, 10 test\n  a: 1,000 train, 10 test\n  b: 200 train, 0 test"
     )
+
+
+def test_too_few_different_pictures_are_counted():
+    digests = dict.fromkeys(range(5), b"the same")
+    with pytest.raises(ValueError, match="5 pictures, 1 of them different, are too few to cut validation from"):
+        cut_splits([list(range(5))], digests, {"validation": 0.2}, PictureReport("photos"), 0)

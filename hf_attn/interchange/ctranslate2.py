@@ -47,12 +47,14 @@ def export_ctranslate2(
     lengths are for the caller of `translate_batch` to choose.
 
     Args:
+        output_dir: one that exists is replaced, once all is written.
         tokenizer: whose words become those of the model.
         quantization: "int8", "float16", ...; as it is by default.
 
     Raises:
         ImportError: without the library ctranslate2.
-        ValueError: without a tokenizer, or for an activation that CTranslate2 has not.
+        ValueError: without a tokenizer, with one of another model, for an activation that CTranslate2 has not, or
+            unless one token ends translations.
     """
     try:
         from ctranslate2.specs import TransformerSpec
@@ -65,6 +67,7 @@ def export_ctranslate2(
     if config.activation_function not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ValueError(f"activation_function is {config.activation_function!r}; CTranslate2 has {known}")
+    end = _end(model.generation_config.eos_token_id)
     spec = TransformerSpec.from_config(
         (config.encoder_layers, config.decoder_layers),
         config.num_attention_heads,
@@ -72,11 +75,11 @@ def export_ctranslate2(
         activation=getattr(Activation, ACTIVATIONS[config.activation_function]),
     )
     _fill(spec, model)
-    source_words, target_words = (words(tokenizer, size, i == 1) for i, size in enumerate(_sizes(model)))
+    source_words = words(tokenizer, config.vocab_size, of_target=False)
+    target_words = words(tokenizer, config.target_vocab_size, of_target=True)
     spec.register_source_vocabulary(source_words)
     spec.register_target_vocabulary(target_words)
-    end = model.generation_config.eos_token_id
-    spec.config.eos_token = target_words[end[0] if isinstance(end, list) else end]
+    spec.config.eos_token = target_words[end]
     spec.config.unk_token = str(tokenizer.unk_token)
     spec.config.decoder_start_token = target_words[model.generation_config.decoder_start_token_id]
     spec.config.layer_norm_epsilon = nn.LayerNorm(1).eps
@@ -87,18 +90,32 @@ def export_ctranslate2(
         tokenizer.save_pretrained(temporary)
 
 
+def _end(ids: int | list[int] | None) -> int:
+    ends = ids if isinstance(ids, list) else [ids]
+    if len(ends) != 1 or ends[0] is None:
+        raise ValueError(
+            f"eos_token_id of generation_config is {ids}: a model of CTranslate2 has one; leave one there, and give "
+            "others to translate_batch as end_token"
+        )
+    return ends[0]
+
+
 def words(tokenizer: Any, size: int, of_target: bool) -> list[str]:
-    """The model's words of the source, or of the target, by their ids; a made-up one where the tokenizer has none."""
+    """The model's words of the source, or of the target, by their ids; a made-up one where the tokenizer has none.
+
+    Raises:
+        ValueError: if the tokenizer has ids that the model has not.
+    """
     if of_target and hasattr(tokenizer, "_switch_to_target_mode"):
         tokenizer._switch_to_target_mode()
     known = {index: word for word, index in tokenizer.get_vocab().items()}
     if hasattr(tokenizer, "_switch_to_input_mode"):
         tokenizer._switch_to_input_mode()
+    if max(known) >= size:
+        raise ValueError(
+            f"the tokenizer has ids up to {max(known)}, the model {size} words; give the one it belongs to"
+        )
     return [known.get(index, f"madeupword{index}") for index in range(size)]
-
-
-def _sizes(model: AttnTranslatorForConditionalGeneration) -> tuple[int, int]:
-    return model.config.vocab_size, model.config.target_vocab_size
 
 
 def _fill(spec: Any, model: AttnTranslatorForConditionalGeneration) -> None:

@@ -14,6 +14,7 @@ from hf_attn.interchange.detr_transformers import BODY, DETR, mask_head
 from hf_attn.interchange.files import FileFormat
 from hf_attn.interchange.loading import Opened
 from hf_attn.interchange.names import STACKED, Names, Row, with_bias
+from hf_attn.interchange.pickles import settings_of
 from hf_attn.interchange.resnets import resnet_of_tensors, same_names
 
 logger = logging.get_logger(__name__)
@@ -35,6 +36,17 @@ ATTENTION = {
 CROSS_ATTENTION = "transformer.decoder.layers.0.multihead_attn.in_proj_weight"  # Conditional DETR and others lack it
 BACKBONE = "backbone.0.body."
 DC5, DILATED = "detr-dc5-original", {"output_stride": 16}
+SETTINGS = {  # of main.py, ours
+    "nheads": ("num_attention_heads",),
+    "dropout": ("dropout", "attention_dropout"),
+    "aux_loss": ("auxiliary_loss",),
+    "set_cost_class": ("class_cost",),
+    "set_cost_bbox": ("box_cost",),
+    "set_cost_giou": ("giou_cost",),
+    "bbox_loss_coef": ("box_loss_coefficient",),
+    "giou_loss_coef": ("giou_loss_coefficient",),
+    "eos_coef": ("eos_coefficient",),
+}
 ABSENT = "N/A"
 # COCO's categories by their ids, which have gaps: of 90 that were planned it has 80
 COCO = (
@@ -56,18 +68,19 @@ def recognise(theirs: Mapping[str, torch.Tensor]) -> bool:
 
 
 def configure(theirs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What the sizes do not tell is the authors': eight heads, dropout 0.1.
-
-    Whether the last stage of the backbone is dilated (DC5) they do not tell either, and the log says so.
+    """What the sizes do not tell, the settings of the training script do. Without those it is the authors': eight
+    heads, dropout 0.1. Whether the last stage of the backbone is dilated (DC5) is unknown then, and the log says so.
 
     Raises:
         ValueError: for norms before attention, learned positions, or a backbone that is no ResNet.
     """
-    logger.warning(
-        "tensors do not tell DETR from DETR-DC5, the last stage of whose backbone is dilated, and this is read as "
-        f"DETR; if it is DC5, give --format {DC5}, or backbone_kwargs={DILATED}"
-    )
-    return _configure(theirs)
+    is_dilated = settings_of(theirs).get("dilation")
+    if is_dilated is None:
+        logger.warning(
+            "tensors do not tell DETR from DETR-DC5, the last stage of whose backbone is dilated, and this is read as "
+            f"DETR; if it is DC5, give --format {DC5}, or backbone_kwargs={DILATED}"
+        )
+    return configure_dilated(theirs) if is_dilated else _configure(theirs)
 
 
 def configure_dilated(theirs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -86,7 +99,7 @@ def _configure(theirs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
             raise ValueError(f"it has {what}")
     queries, width = theirs[f"{root}query_embed.weight"].shape
     layers = {stack: _count(theirs, f"{root}transformer.{stack}.layers.") for stack in LAYERS}
-    body = f"{root}{BACKBONE}"
+    body, settings = f"{root}{BACKBONE}", settings_of(theirs)
     return {
         **resnet_of_tensors({name.removeprefix(body): theirs[name] for name in theirs if name.startswith(body)}),
         "hidden_size": width,
@@ -95,6 +108,7 @@ def _configure(theirs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         "intermediate_size": len(theirs[f"{root}transformer.decoder.layers.0.linear1.bias"]),
         "num_queries": queries,
         **_labels(len(theirs[f"{root}class_embed.bias"]) - 1),
+        **{ours: settings[name] for name, fields in SETTINGS.items() if name in settings for ours in fields},
         **AUTHORS,
     }
 

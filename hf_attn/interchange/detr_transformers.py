@@ -14,6 +14,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, SAFE_WEIGHTS_N
 
 from hf_attn.configuration_detr import AttnDetrConfig
 from hf_attn.image_processing_detr import AttnDetrImageProcessor
+from hf_attn.interchange.companions import companion
 from hf_attn.interchange.detr_settings import configure, their_config, their_processor
 from hf_attn.interchange.loading import COUNTER, Family, Opened
 from hf_attn.interchange.names import Names, Row, counted, with_bias
@@ -92,10 +93,8 @@ def _rows(root: str, base: str, rewritten: Mapping[str, str]) -> list[Row]:
 
 def image_processor(opened: Opened, place: dict[str, Any]) -> list[AttnDetrImageProcessor]:
     """What prepares pictures for the model, where a file says how."""
-    try:
-        return [AttnDetrImageProcessor.from_pretrained(opened.source, **place)]
-    except OSError:
-        return []
+    found = companion(AttnDetrImageProcessor, opened.source, (IMAGE_PROCESSOR_NAME,), place)
+    return [] if found is None else [found]
 
 
 DETR = Family(
@@ -104,6 +103,7 @@ DETR = Family(
     configure=configure,
     table=table,
     head=("class_head.", "model.decoder.box_head."),
+    head_of_base=("model.decoder.box_head.",),
     companions=image_processor,
 )
 

@@ -1,7 +1,5 @@
 """Translators of fairseq's model `transformer`: checkpoint_best.pt, which holds its settings and its training, too."""
 
-import argparse
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from hf_attn.interchange.fairseq_names import layers, same_in_both, words
 from hf_attn.interchange.files import FileFormat, open_file
 from hf_attn.interchange.loading import as_model
 from hf_attn.interchange.names import Names
+from hf_attn.interchange.pickles import settings_of
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration
 
 BOS, PAD, END, UNKNOWN = range(4)  # of every dictionary of fairseq, before its words
@@ -40,14 +39,6 @@ OUTPUTS = ("decoder.output_projection.weight", "decoder.embed_out")  # since 202
 BESIDE = (r"(encoder|decoder)\.version", r"(encoder|decoder)\.embed_positions\._float_tensor")
 
 
-class FairseqWeights(dict[str, torch.Tensor]):
-    """Tensors by name, and the settings of the command line that made the model."""
-
-    def __init__(self, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]):
-        super().__init__(tensors)
-        self.settings = dict(settings)
-
-
 def load_fairseq(path: str | Path, **kwargs: Any) -> AttnTranslatorForConditionalGeneration:
     """The translator in a .pt file of fairseq's. Its words are those of fairseq's dictionary, which is another file.
 
@@ -61,44 +52,17 @@ def load_fairseq(path: str | Path, **kwargs: Any) -> AttnTranslatorForConditiona
     return as_model(open_file(Path(path), FAIRSEQ), AttnTranslatorForConditionalGeneration, **kwargs)
 
 
-def read_fairseq(path: Path) -> FairseqWeights:
-    """What torch reads by `weights_only=True`: tensors and settings, and no object that could run code.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint of fairseq's, is damaged, or holds objects of other kinds.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the name")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{path} holds more than tensors and settings, or is broken ({reason}); it is not read further, for what "
-            "is pickled can run code. Where you trust it, have torch read it and save {'model': ..., 'args': ...}"
-        ) from error
-    weights = found.get("model") if isinstance(found, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
-        raise ValueError(f"{path} is no checkpoint of fairseq's: it has no 'model' with tensors by name")
-    configuration = found.get("cfg")  # since 2020, then with nothing in "args"
-    settings = found.get("args") or (configuration.get("model") if isinstance(configuration, Mapping) else None)
-    if isinstance(settings, argparse.Namespace):
-        settings = vars(settings)
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{path} has no settings, neither 'args' nor 'cfg', which tell the number of heads")
-    return FairseqWeights(weights, settings)
-
-
 def recognise(theirs: Mapping[str, torch.Tensor]) -> bool:
     return {SOURCE, TARGET, "decoder.layers.0.encoder_attn.out_proj.weight"} <= theirs.keys()
 
 
 def configure(theirs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    settings = theirs.settings if isinstance(theirs, FairseqWeights) else None
-    if settings is None:
-        raise ValueError("tensors alone do not tell the number of heads; give the .pt that fairseq wrote")
+    settings = settings_of(theirs)
+    if not settings:
+        raise ValueError(
+            "it has no settings, neither 'args' nor 'cfg', and tensors do not tell the number of heads; give the .pt "
+            "that fairseq wrote"
+        )
     for name in ABSENT:
         if settings.get(name):
             raise ValueError(
@@ -148,5 +112,4 @@ FAIRSEQ = FileFormat(
     recognise=recognise,
     configure=configure,
     table=table,
-    read=read_fairseq,
 )

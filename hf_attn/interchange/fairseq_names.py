@@ -90,7 +90,8 @@ def computed_positions(config: AttnTranslatorConfig) -> Callable[[torch.Tensor],
 
     def check(table: torch.Tensor) -> None:
         ours = sinusoids(torch.arange(len(table)), config.hidden_size, config.position_layout)
-        if table.shape != ours.shape or (table.float() - ours).abs().max() > 1e-3:  # half precision rounds by 2e-4
+        rounded = max(1e-3, torch.finfo(table.dtype).eps)  # more in bfloat16
+        if table.shape != ours.shape or (table.float() - ours).abs().max() > rounded:
             raise ValueError("these are no sinusoids; this model has no learned positions")
 
     return check

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hf_attn.configuration_checks import check_unknown
 from hf_attn.configuration_detr import AttnDetrConfig
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.configuration_vit import AttnViTConfig
@@ -14,8 +15,8 @@ from hf_attn.hub_files import LocalFiles
 from hf_attn.interchange.checkpoints import read_config
 from hf_attn.interchange.families import FAMILIES, FORMATS
 from hf_attn.interchange.files import FileFormat, open_file, read_file
-from hf_attn.interchange.loading import Opened, as_model, family_of, open_checkpoint
-from hf_attn.interchange.names import listed
+from hf_attn.interchange.loading import Opened, as_model, family_of, open_checkpoint, own_fields
+from hf_attn.interchange.names import counted, listed
 from hf_attn.modeling_detr import AttnDetrForObjectDetection, AttnDetrModel
 from hf_attn.modeling_translator import AttnTranslatorForConditionalGeneration, AttnTranslatorModel
 from hf_attn.modeling_vit import AttnViTForImageClassification, AttnViTModel
@@ -47,7 +48,7 @@ class Imported:
 
     def __str__(self) -> str:
         classes = "" if self.classes is None else f", {self.classes:,} classes"
-        beside = "".join(f", {name}" for name in self.beside)
+        beside = "".join(f", {name}" for name in self.beside) or ", without processor or tokenizer"
         size = f"{self.parameters:,} parameters in {self.dtype}"
         return f"{self.output_dir}: {self.model_class}, {size}{classes}{beside}"
 
@@ -64,7 +65,8 @@ def import_checkpoint(
     """Write another library's checkpoint as a model of ours, with its processor or tokenizer and a card.
 
     Pickled weights are read by torch's `weights_only=True`: tensors, and nothing that could run code. The model runs
-    once; a weight or an answer that is no number is an error, and then nothing is written.
+    once; a weight or an answer that is no number is an error, and then nothing is written. All of it takes little
+    more memory than the checkpoint has bytes.
 
     Args:
         source: a directory, a file of weights, or a name on the Hub.
@@ -72,18 +74,21 @@ def import_checkpoint(
         format: of FORMATS, for a file whose names and sizes leave it open.
         revision: branch, tag or commit, on the Hub.
         tell: told what is found and done, a line each.
-        fields: of our configuration, instead of what the checkpoint says.
+        fields: of our configuration, instead of what the checkpoint says, or where it does not say it.
 
     Raises:
         FileExistsError: if there is something in `output_dir`.
         OSError: if there is no such checkpoint.
-        ValueError: for a format that is unknown, a checkpoint that is damaged, or one that no model of ours can be.
+        ValueError: for a format or a field that is unknown, a checkpoint that is damaged, or one that no model of ours
+            can be.
     """
     output_dir = Path(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"{output_dir} is there already; give a directory that is not")
     place = {} if revision is None else {"revision": revision}
-    opened = _open(source, format, place)
+    opened = _open(source, format, place, fields.get("num_attention_heads"))
+    known = own_fields(opened.kind.config_class)
+    check_unknown(opened.kind.config_class, sorted(fields.keys() - known), known)
     model_class = MODELS[opened.kind.config_class][not opened.has_head]
     tell(f"{source}: {opened.kind.title}, to become {model_class.__name__}")
     with no_progress_bars():
@@ -108,16 +113,16 @@ def import_checkpoint(
     )
 
 
-def _open(source: str | Path, format: str | None, place: dict[str, Any]) -> Opened:
+def _open(source: str | Path, format: str | None, place: dict[str, Any], heads: int | None) -> Opened:
     path = Path(source)
     if format is not None and format not in FORMATS:
         raise ValueError(f"--format {format!r} is unknown; use {', '.join(sorted(FORMATS))}")
     if path.is_file():
-        return open_file(path, _format_of(path, format))
+        return open_file(path, _format_of(path, format), heads)
     theirs = read_config(source, place)
     if theirs is None:
         if path.is_dir():
-            raise ValueError(f"{source} has no config.json; give the file of weights itself")
+            raise ValueError(f"{source} has no config.json, or a damaged one; give the file of weights itself")
         raise FileNotFoundError(f"{source}: no such file or directory, and no such model could be had from the Hub")
     model_type = theirs.get("model_type")
     if model_type in {config.model_type for config in MODELS}:  # type: ignore[attr-defined]
@@ -132,13 +137,19 @@ def _format_of(path: Path, format: str | None) -> FileFormat:
     found = [kind for kind in FORMATS.values() if kind.recognise(tensors)]
     if len(found) == 1:
         return found[0]
-    what = ", ".join(kind.name for kind in found) or "none of " + ", ".join(sorted(FORMATS))
-    raise ValueError(f"{path} may be {what} by its {len(tensors)} names ({listed(tensors)}); say which by --format")
+    names = f"by its {counted(tensors, 'name')} ({listed(tensors)})"
+    if not found:
+        known = ", ".join(sorted(FORMATS))
+        raise ValueError(f"{path} is none of {known} {names}; give the weights of a model, with names as published")
+    what = ", ".join(kind.name for kind in found)
+    raise ValueError(f"{path} may be {what} {names}; say which by --format")
 
 
 def _try(model: Any) -> None:
     """Raise a ValueError where weights or answers are no numbers."""
-    wrong = [name for name, weight in model.state_dict().items() if not torch.isfinite(weight).all()]
+    # aminmax hands on what is no number, and needs no memory, as isfinite of a table of words would
+    extremes = {name: torch.stack(weight.aminmax()) for name, weight in model.state_dict().items()}
+    wrong = [name for name, both in extremes.items() if not torch.isfinite(both).all()]
     if wrong:
         raise ValueError(f"the checkpoint has infinite weights, or weights that are no numbers: {listed(wrong)}")
     with torch.no_grad():
@@ -152,7 +163,7 @@ def _example(config: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Something to read for a model with this configuration."""
     if isinstance(config, AttnTranslatorConfig):
         return {"input_ids": torch.arange(4, 8)[None] % config.vocab_size, "decoder_input_ids": torch.tensor([[4, 5]])}
-    size = config.image_shape if isinstance(config, AttnViTConfig) else (256, 320)
+    size = config.image_shape if isinstance(config, AttnViTConfig) else (128, 160)
     numbers = torch.linspace(-1, 1, config.num_channels * size[0] * size[1], dtype=dtype)
     return {"pixel_values": numbers.view(1, config.num_channels, *size)}
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import get_annotations
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +45,7 @@ class Kind:
         table: makes the table of names, of a model with its head.
         head: how the names of our head begin, which fine-tuning may begin anew.
         other_heads: the same of models with another head.
+        head_of_base: the same of a head that our model without one has, too, and theirs has not: there it begins anew.
         resampled: how names begin of tensors that are resampled on loading where the configuration says so.
         companions: makes what prepares the model's input, of a checkpoint and PLACE's arguments: none where none is
             there.
@@ -54,6 +56,7 @@ class Kind:
     table: Table
     head: tuple[str, ...] = ()
     other_heads: tuple[str, ...] = ()
+    head_of_base: tuple[str, ...] = ()
     resampled: tuple[str, ...] = ()
     companions: Callable[["Opened", dict[str, Any]], list[Any]] = lambda opened, place: []
 
@@ -214,10 +217,19 @@ def _configuration(opened: Opened, kwargs: dict[str, Any]) -> tuple[PreTrainedCo
         fields = dict(opened.fields)
         if kwargs.get("num_labels") not in (None, len(fields.get("id2label") or ())):  # then names are others', too
             fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
+        if "id2label" in kwargs:
+            fields["label2id"] = {label: int(number) for number, label in kwargs["id2label"].items()}
+        # Here and not by from_dict, which would set them after the configuration has been checked
+        fields |= {name: kwargs.pop(name) for name in own_fields(wanted) & kwargs.keys()}
         return wanted.from_dict(fields, return_unused_kwargs=True, **kwargs)
     if type(given) is not wanted:
         raise ValueError(f"config is a {type(given).__name__} and must be a {wanted.__name__}")
     return given, kwargs
+
+
+def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    """The names of the fields that a checkpoint decides."""
+    return {"id2label", *(name for name in get_annotations(config_class) if not name.startswith("_"))}
 
 
 def _fitting(opened: Opened, model: Any, anew: bool) -> dict[str, torch.Tensor]:
@@ -225,7 +237,8 @@ def _fitting(opened: Opened, model: Any, anew: bool) -> dict[str, torch.Tensor]:
     taken, kind = opened.tensors, opened.kind
     wanted = {name: weight.shape for name, weight in model.state_dict().items()}
     base = f"{model.base_model_prefix}."
-    if not any(name.startswith(base) for name in wanted):  # it is the base model itself
+    is_base = not any(name.startswith(base) for name in wanted)
+    if is_base:
         taken = {name.removeprefix(base): weight for name, weight in taken.items()}
     ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
     taken = {n: w for n, w in taken.items() if n in wanted or not any(p.search(n) for p in ignored)}
@@ -240,7 +253,11 @@ def _fitting(opened: Opened, model: Any, anew: bool) -> dict[str, torch.Tensor]:
     }
     tied = set(model.all_tied_weights_keys)
     missing = wanted.keys() - taken.keys() - {name for name in tied if model.all_tied_weights_keys[name] in taken}
-    if anew and (begun := {name for name in missing | other if name.startswith(head)}):
+    begun = {name for name in missing | other if anew and name.startswith(head)}
+    of_base = tuple(name.removeprefix(base) for name in kind.head_of_base)
+    if is_base and of_base and not any(name.startswith(of_base) for name in taken):
+        begun |= {name for name in missing if name.startswith(of_base)}
+    if begun:
         logger.warning(f"{', '.join(sorted(begun))} begin anew: the checkpoint's do not fit, or are not there")
         taken = {name: weight for name, weight in taken.items() if name not in begun}
         missing, other = missing - begun, other - begun

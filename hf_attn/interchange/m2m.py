@@ -4,24 +4,22 @@ The language to translate into is the first word of the translation: give `gener
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import M2M100Config
 
 from hf_attn.configuration_translator import AttnTranslatorConfig
-from hf_attn.interchange.fairseq_names import layers, same_in_both, transformers_words, unread
-from hf_attn.interchange.loading import Family
-from hf_attn.interchange.marian import AS_IN_TRANSFORMERS, ONE_FOR_BOTH, SAME_FIELDS, search_settings, tokenizers
+from hf_attn.interchange.fairseq_names import layers, transformers_words, unread
+from hf_attn.interchange.marian import MARIAN, same_fields
 from hf_attn.interchange.names import Names
 
 
 def configure(theirs: Mapping[str, Any]) -> dict[str, Any]:
     full = M2M100Config.from_dict(dict(theirs)).to_dict()  # with the defaults of what is left out
     return {
-        **{name: full[name] for name in SAME_FIELDS},
-        **same_in_both(full, ONE_FOR_BOTH),
-        "hidden_size": full["d_model"],
+        **same_fields(full),
         "share_embeddings": full["tie_word_embeddings"],  # transformers unties all tables at once
         "norm_position": "pre",
         "position_layout": "fairseq",
@@ -42,12 +40,4 @@ def table(config: AttnTranslatorConfig, theirs: Mapping[str, torch.Tensor]) -> N
     )
 
 
-M2M = Family(
-    title="an M2M100 or NLLB translator of transformers",
-    config_class=AttnTranslatorConfig,
-    configure=configure,
-    table=table,
-    generation=search_settings,
-    own_generation=AS_IN_TRANSFORMERS,
-    companions=tokenizers,
-)
+M2M = replace(MARIAN, title="an M2M100 or NLLB translator of transformers", configure=configure, table=table)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, GenerationConfig, MarianConfig
+from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.generation_translator import OWN_ENTRIES
-from hf_attn.interchange.checkpoints import find_file
+from hf_attn.interchange.companions import companion
 from hf_attn.interchange.fairseq_names import (
     TARGET,
     computed_positions,
@@ -46,24 +47,8 @@ SAME_FIELDS = (
 )
 ONE_FOR_BOTH = {"num_attention_heads": "{}_attention_heads", "intermediate_size": "{}_ffn_dim"}
 AS_IN_OUR_MODEL = {"position_layout": "halves", "first_position": 0, "norm_position": "post", "logits_bias": True}
-SEARCH = (  # settings of generate() that stood in config.json until 2023
-    "max_length",
-    "min_length",
-    "num_beams",
-    "early_stopping",
-    "length_penalty",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "renormalize_logits",
-    "bad_words_ids",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "bos_token_id",
-    "pad_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-)
-TOKENIZER_FILES = ("tokenizer.json", "source.spm", "sentencepiece.bpe.model")  # of any, of OPUS-MT, of M2M100
+# Of any, of any that is fast, of OPUS-MT, of M2M100
+TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "tokenizer.json", "source.spm", "target.spm", "sentencepiece.bpe.model")
 AS_IN_TRANSFORMERS = {**OWN_ENTRIES, "early_stopping_heuristic": True}
 BIAS = Change(lambda theirs: [theirs.flatten()], lambda ours: ours[0].unsqueeze(0))  # (1, words) ↔ (words,)
 
@@ -72,14 +57,18 @@ def configure(theirs: Mapping[str, Any]) -> dict[str, Any]:
     full = MarianConfig.from_dict(dict(theirs)).to_dict()  # with the defaults of what is left out
     is_shared = full["share_encoder_decoder_embeddings"]
     return {
-        **{name: full[name] for name in SAME_FIELDS},
-        **same_in_both(full, ONE_FOR_BOTH),
+        **same_fields(full),
         **AS_IN_OUR_MODEL,
-        "hidden_size": full["d_model"],
         "share_embeddings": is_shared and full["tie_word_embeddings"],  # transformers unties all tables at once
         "decoder_vocab_size": full["vocab_size"] if is_shared else full["decoder_vocab_size"],
         "unk_token_id": None,  # known to the tokenizer
     }
+
+
+def same_fields(full: Mapping[str, Any]) -> dict[str, Any]:
+    """What means the same in M2M100, too."""
+    both = same_in_both(full, ONE_FOR_BOTH)
+    return {**{name: full[name] for name in SAME_FIELDS}, **both, "hidden_size": full["d_model"]}
 
 
 def table(config: AttnTranslatorConfig, theirs: Mapping[str, torch.Tensor]) -> Names:
@@ -96,18 +85,18 @@ def table(config: AttnTranslatorConfig, theirs: Mapping[str, torch.Tensor]) -> N
 
 
 def search_settings(theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers reads from a config.json that has no generation_config.json beside it."""
-    settings = {name: theirs[name] for name in SEARCH if theirs.get(name) is not None}
-    if theirs["model_type"] == MarianConfig.model_type:
+    """What config.json says of `generate`, which it did until 2023, and of how every Marian translation ends."""
+    settings = GenerationConfig.from_model_config(dict(theirs)).to_diff_dict()
+    del settings["_from_model_config"]  # what is marked so is saved without our own entries
+    if theirs["model_type"] == MarianConfig.model_type:  # which transformers forgets where config.json leaves it out
         settings.setdefault("forced_eos_token_id", MarianConfig.forced_eos_token_id)
     return settings
 
 
 def tokenizers(opened: Opened, place: dict[str, Any]) -> list[Any]:
     """The checkpoint's tokenizer, if it has the files of one."""
-    if not any(find_file(opened.source, name, place) for name in TOKENIZER_FILES):
-        return []
-    return [AutoTokenizer.from_pretrained(opened.source, **place)]
+    found = companion(AutoTokenizer, opened.source, TOKENIZER_FILES, place)
+    return [] if found is None else [found]
 
 
 MARIAN = Family(
@@ -124,6 +113,11 @@ MARIAN = Family(
 def export_transformers(model: Any, output_dir: str | os.PathLike, tokenizer: Any | None = None) -> None:
     """Write a translator as a `MarianMTModel`, with its tokenizer and its settings of `generate`.
 
+    There, a text has at most 1,024 tokens, for which it keeps positions; here, as many as fit into memory.
+
+    Args:
+        output_dir: one that exists is replaced, once all is written.
+
     Raises:
         ValueError: if a Marian translator cannot be what this one is; the message names the setting.
     """
@@ -139,13 +133,13 @@ def export_transformers(model: Any, output_dir: str | os.PathLike, tokenizer: An
     given = {name: weight.contiguous() for name, weight in table(config, {}).give(weights).items()}
     with whole_directory(Path(output_dir)) as temporary:
         save_file(given, temporary / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-        _their_config(config).save_pretrained(temporary)
+        _their_config(config, model.dtype).save_pretrained(temporary)
         _their_search_settings(model).save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
 
 
-def _their_config(config: AttnTranslatorConfig) -> MarianConfig:
+def _their_config(config: AttnTranslatorConfig, dtype: torch.dtype) -> MarianConfig:
     return MarianConfig(
         **{name: getattr(config, name) for name in SAME_FIELDS},
         **{
@@ -157,6 +151,7 @@ def _their_config(config: AttnTranslatorConfig) -> MarianConfig:
         share_encoder_decoder_embeddings=config.share_embeddings,
         decoder_vocab_size=config.target_vocab_size,
         architectures=["MarianMTModel"],
+        dtype=dtype,
     )
 
 

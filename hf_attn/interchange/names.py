@@ -63,7 +63,8 @@ class Names:
         """Their tensors under our names.
 
         Raises:
-            ValueError: for tensors that are in no row, lack those that they are one with, or that a change refuses.
+            ValueError: for tensors that are in no row, lack those that they are one with, are one of ours twice, or
+                that a change refuses.
         """
         taken: dict[str, torch.Tensor] = {}
         unknown = []
@@ -74,7 +75,10 @@ class Names:
                 if missing := [other for other in together if other not in theirs]:
                     raise ValueError(f"there is {name}, but not {listed(missing)}")
                 if name == together[0]:
-                    taken.update(self._changed(row, layer, [theirs[each] for each in together]))
+                    changed = self._changed(row, layer, [theirs[each] for each in together])
+                    if twice := changed.keys() & taken.keys():
+                        raise ValueError(f"{name} and another tensor are both {listed(twice)}; leave one of them out")
+                    taken.update(changed)
             elif not any(pattern.fullmatch(name) for pattern in self.beside):
                 unknown.append(name)
         if unknown:
@@ -84,7 +88,8 @@ class Names:
     @staticmethod
     def _changed(row: Row, layer: str, theirs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         try:
-            return dict(zip(_filled(row.ours, layer), row.change.take(*theirs), strict=True))
+            taken = [_apart(tensor) for tensor in row.change.take(*theirs)]
+            return dict(zip(_filled(row.ours, layer), taken, strict=True))
         except ValueError as error:
             raise ValueError(f"{_filled(row.theirs, layer)[0]}: {error}") from error
 
@@ -124,6 +129,18 @@ class Names:
                 if pattern.fullmatch(theirs):
                     return row, _number(pattern, theirs)
         return None
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """In a storage of its own, in the same memory if it is contiguous there: views keep what they are of, and
+    `save_pretrained` copies all that shares a storage."""
+    tensor = tensor.contiguous()
+    storage = tensor.untyped_storage()
+    if tensor.is_meta or storage.nbytes() == tensor.nbytes:
+        return tensor
+    start = tensor.storage_offset() * tensor.element_size()
+    part = storage[start : start + tensor.nbytes]
+    return tensor.new_empty(0).set_(part, 0, tensor.shape, tensor.stride())
 
 
 def _pattern(template: str) -> re.Pattern[str]:

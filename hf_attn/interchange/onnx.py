@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.onnx.errors import OnnxExporterError
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-import hf_attn
 from hf_attn.interchange.onnx_checks import (
     Compared,
     Run,
@@ -33,7 +32,7 @@ from hf_attn.interchange.onnx_checks import (
 )
 from hf_attn.interchange.onnx_graphs import Graph, detr_graphs, translator_graphs, vit_graphs
 from hf_attn.tokenization_translator import save_tokenizer
-from hf_attn.training.checkpoints import no_progress_bars, whole_directory
+from hf_attn.training.checkpoints import whole_directory
 
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights; one file of protobuf may have 2 GiB, graph included
 OPSET = 20  # the first with Gelu
@@ -47,19 +46,18 @@ class OnnxExport(NamedTuple):
     difference: float
 
 
-def export_onnx(source: Any, output_dir: str | os.PathLike, processor: Any | None = None) -> OnnxExport:
+def export_onnx(model: Any, output_dir: str | os.PathLike, processor: Any | None = None) -> OnnxExport:
     """Write a model as ONNX, checked in onnxruntime against PyTorch at other sizes than it was traced with.
 
     Args:
-        source: a translator, classifier, ViT without a head, or detector of this package, in eval mode, on the CPU and
-            in float32; or a directory that holds one, of which tokenizer and image processor are taken along.
+        model: a translator, classifier, ViT without a head, or detector of this package, in eval mode, on the CPU and
+            in float32.
         output_dir: not there yet, or empty. Weights of 2 GB and more lie beside their graph, in a file with `.data`
             after its name.
-        processor: tokenizer or image processor of a `source` that is a model, to be saved beside the graphs.
+        processor: its tokenizer or image processor, to be saved beside the graphs.
 
     Raises:
         FileExistsError: if there is something in `output_dir`.
-        FileNotFoundError: if there is no such directory, or no model in it.
         ImportError: if onnxruntime or onnxscript is not installed.
         ValueError: if it is another model, or one that cannot be traced, or the graphs' outputs are not the model's;
             nothing is then written.
@@ -68,7 +66,6 @@ def export_onnx(source: Any, output_dir: str | os.PathLike, processor: Any | Non
     output = Path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} is there already; give a directory that is not")
-    model = source if isinstance(source, torch.nn.Module) else _load(Path(source))
     kind = _kind(model)
     with whole_directory(output.absolute()) as temporary:
         graphs = kind.graphs(model)
@@ -76,8 +73,6 @@ def export_onnx(source: Any, output_dir: str | os.PathLike, processor: Any | Non
             write_graph(graph, temporary / graph.name)
         difference = check_onnx(model, temporary)
         _write_settings(model, temporary)
-        if processor is None and not isinstance(source, torch.nn.Module):
-            processor = _processor(Path(source))
         if isinstance(processor, PreTrainedTokenizerBase):
             save_tokenizer(processor, temporary)
         elif processor is not None:
@@ -100,33 +95,10 @@ def check_onnx(model: Any, directory: str | os.PathLike) -> float:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def _load(directory: Path) -> Any:
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory} holds no model: it has no config.json; give what save_pretrained wrote")
-    config = AutoConfig.from_pretrained(directory)
-    name = next(iter(config.architectures or []), config.model_type)
-    _check_name(name, str(directory))
-    with no_progress_bars():
-        model, loaded = getattr(hf_attn, name).from_pretrained(
-            directory, dtype=torch.float32, output_loading_info=True
-        )
-    if loaded["missing_keys"]:
-        raise ValueError(f"{directory} is not whole: it has no {', '.join(sorted(loaded['missing_keys'])[:3])}")
-    return model.eval()
-
-
-def _processor(directory: Path) -> Any | None:
-    """The tokenizer or image processor of a directory, if it has one."""
-    if (directory / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(directory)
-    if (directory / "preprocessor_config.json").is_file():
-        return AutoImageProcessor.from_pretrained(directory)
-    return None
-
-
 def _kind(model: Any) -> "Kind":
     name = type(model).__name__  # not the class, which is another where the model's code came from the Hub
-    _check_name(name, "the model")
+    if name not in KINDS:
+        raise ValueError(f"the model is of class {name}, which has no graph in ONNX; these have: {', '.join(KINDS)}")
     if model.training:
         raise ValueError("the model is in training mode, where it drops at random what it reads; call model.eval()")
     wrong = next((p for p in model.parameters() if p.dtype != torch.float32 or p.device.type != "cpu"), None)
@@ -141,11 +113,6 @@ def _kind(model: Any) -> "Kind":
             'model.set_attn_implementation("sdpa")'
         )
     return KINDS[name]
-
-
-def _check_name(name: str, what: str) -> None:
-    if name not in KINDS:
-        raise ValueError(f"{what} is of class {name}, which has no graph in ONNX; these have: {', '.join(KINDS)}")
 
 
 def _check_installed() -> None:

@@ -30,9 +30,9 @@ MODEL_MAX_LENGTH = 512  # of MarianTokenizer
 
 
 def convert_marian(
-    source_spm: str,
-    target_spm: str,
-    vocab: str,
+    source_spm: str | None = None,
+    target_spm: str | None = None,
+    vocab: str | None = None,
     target_vocab_file: str | None = None,
     separate_vocabs: bool = False,
     **kwargs: Any,
@@ -42,9 +42,10 @@ def convert_marian(
     Raises:
         ValueError: if a file is missing or damaged, or its SentencePiece model is of another kind than OPUS-MT's.
     """
-    for name, file in {"target.spm": target_spm, "vocab.json": vocab}.items():
-        if file is None:
-            raise ValueError(f"there is a source.spm, but no {name}; copy or download it again")
+    if source_spm is None or target_spm is None or vocab is None:
+        files = {"source.spm": source_spm, "target.spm": target_spm, "vocab.json": vocab}
+        missing = ", ".join(name for name, file in files.items() if file is None)
+        raise ValueError(f"of {', '.join(files)} there is no {missing}; copy or download it again")
     if separate_vocabs and target_vocab_file is None:
         raise ValueError("separate_vocabs is true, but there is no target_vocab.json; copy or download it again")
     special = {name: str(kwargs.get(name) or token) for name, token in SPECIAL.items()}
@@ -82,7 +83,9 @@ def _vocabulary(file: Path, special: dict[str, str]) -> list[str]:
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({error}); copy or download it again") from error
     if not is_whole:
-        raise ValueError(f"{file} gives its {len(words)} words other ids than 0 to {len(words) - 1}")
+        raise ValueError(
+            f"{file} gives its {len(words)} words other ids than 0 to {len(words) - 1}; copy or download it again"
+        )
     if missing := [token for token in special.values() if token not in ids]:
         raise ValueError(f"{file} lacks {', '.join(missing)}; a translator needs all of {', '.join(special.values())}")
     return words

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from argparse import Namespace  # attributes and nothing else: a training script's arguments
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,29 +69,71 @@ def _convert(source: Path, target: Path) -> Path:
     return target
 
 
-def read_pickled_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file that `torch.save` has written, by name.
+class PickledWeights(dict[str, torch.Tensor]):
+    """Tensors by name.
 
-    Of a training script's checkpoint, those of its model: what else is there, as the optimizer's state, is left out.
+    Args:
+        settings: what the script was told that trained the model; empty where the file does not say.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any]):
+        super().__init__(tensors)
+        self.settings = dict(settings)
+
+
+def settings_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Those of `PickledWeights`; none of what was read from another file."""
+    return tensors.settings if isinstance(tensors, PickledWeights) else {}
+
+
+def read_pickled_weights(path: Path) -> PickledWeights:
+    """The tensors of a file that `torch.save` has written, mapped into memory.
+
+    Of a training script's checkpoint, those of its model, and its settings: what else is there, as the optimizer's
+    state, is left out. torch reads by `weights_only=True`, and no object that could run code.
 
     Raises:
+        OSError: if it cannot be opened.
         ValueError: if it holds anything else, or is broken.
     """
+    is_zip = _is_zip(path)
     try:
         with torch.serialization.safe_globals([Namespace]):
-            found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+            found: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except Exception as error:  # broken bytes can mean anything, and fail as anything
         raise ValueError(
-            f"{path} holds more than tensors, or is broken ({reason}); it is not read further, for what is pickled "
-            "can run code. Get the weights as safetensors, or from whom you trust"
+            f"{path} holds more than tensors, or is broken ({_reason(error)}); it is not read further, for what is "
+            "pickled can run code. Download it again, or get the weights as safetensors; if you trust the file, have "
+            "torch read it and save {'model': ..., 'args': ...} alone"
         ) from error
+    settings = _settings(found)
     for name in MODEL:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
     if not isinstance(found, Mapping) or not all(isinstance(weight, torch.Tensor) for weight in found.values()):
         raise ValueError(f"{path} holds a {type(found).__name__}, not tensors by name (a state_dict)")
-    return dict(found)
+    return PickledWeights(found, settings)
+
+
+def _settings(checkpoint: Any) -> Mapping[str, Any]:
+    """`args` of a training script; of fairseq's, which has nothing there since 2020, `model` in `cfg`."""
+    if not isinstance(checkpoint, Mapping):
+        return {}
+    said, configuration = checkpoint.get("args"), checkpoint.get("cfg")
+    if said is None and isinstance(configuration, Mapping):
+        said = configuration.get("model")
+    said = vars(said) if isinstance(said, Namespace) else said
+    return said if isinstance(said, Mapping) else {}
+
+
+def _reason(error: Exception) -> str:
+    """What torch found wrong, without its advice to read the file in a way that runs code."""
+    text = str(error)
+    if wanted := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it asks for {wanted[1]}"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is not what torch.save writes"
+    return text.splitlines()[0].split(". ")[0] if text else "it ends too early"
 
 
 def _is_zip(path: Path) -> bool:

@@ -51,11 +51,13 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
     """Raises a ValueError for a file that is no SentencePiece model, or is cut off."""
     try:
         message = list(_fields(path.read_bytes()))
+        if not {PIECE, TRAINER, NORMALIZER} <= {
+            number for number, _ in message
+        }:  # as where it ends between two pieces
+            raise ValueError("it has not all of its parts")
         pieces = [_piece(value) for number, value in message if number == PIECE]
         trainer = dict(_fields(b"".join(value for number, value in message if number == TRAINER)))
         normalizer = dict(_fields(b"".join(value for number, value in message if number == NORMALIZER)))
-        if not pieces:
-            raise ValueError("it has no pieces")
         return SentencePieceModel(
             kind=KINDS[trainer.get(3, 1)],
             pieces=pieces,

@@ -139,7 +139,7 @@ def configure_file(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     token, or without one the mean.
 
     Raises:
-        ValueError: if the width has no such number of heads, or the patches are no square.
+        ValueError: if the patches are no square.
     """
     kernel = tensors["patch_embed.proj.weight"]
     width, channels, *patch = kernel.shape
@@ -173,16 +173,11 @@ def configure_file(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def heads_of(width: int) -> int:
-    """The number of heads by timm's rule; raises a ValueError if the width has none."""
+def heads_of(width: int) -> int | None:
+    """The number of heads by timm's rule; None if the width has none by it."""
     if width in SIXTEEN_HEADS:
         return 16
-    if width % HEADS_OF_64:
-        raise ValueError(
-            f"weights alone do not show the number of heads, and {width} is no multiple of {HEADS_OF_64} dimensions a "
-            "head: import the directory with its config.json"
-        )
-    return width // HEADS_OF_64
+    return None if width % HEADS_OF_64 else width // HEADS_OF_64
 
 
 def _grid(tensors: Mapping[str, torch.Tensor], prefix: int) -> tuple[str, int]:

@@ -32,7 +32,7 @@ def configure(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """What names and sizes show. Heads have 64 dimensions, in vit_h_14 80; pictures are square.
 
     Raises:
-        ValueError: for a stem of several convolutions, a layer under the head, and a width without such heads.
+        ValueError: for a stem of several convolutions, and for a layer under the head.
     """
     if "conv_proj.weight" not in tensors:
         raise ValueError("conv_proj is a stem of several convolutions; this model cuts pictures in patches by one")

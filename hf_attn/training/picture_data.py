@@ -382,7 +382,9 @@ def cut_splits(
     for name in missing:
         if not cut[name]:
             total = sum(map(len, classes))
-            raise ValueError(f"{report.data}: {total} pictures are too few to cut {name} from; give more")
+            different = len({digests[row] for rows in classes for row in rows})
+            of_these = "" if different == total else f", {different} of them different,"
+            raise ValueError(f"{report.data}: {total} pictures{of_these} are too few to cut {name} from; give more")
         report.notes.append(f"{name}: {len(cut[name]):,} pictures cut from the training data with seed {seed}")
     return cut
 

@@ -199,7 +199,8 @@ def read_base_config(base_model: str, model_type: str, maker: str) -> Any:
         ) from error
     if base.model_type != model_type:
         raise ValueError(
-            f"{base_model} is a model of type {base.model_type!r}, not {model_type!r}; give one that {maker} made"
+            f"{base_model} is a model of type {base.model_type!r}, not {model_type!r}; give one that {maker} or "
+            "`hf-attn import` made"
         )
     return base
 
