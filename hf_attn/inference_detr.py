@@ -19,8 +19,7 @@ from .linear import onednn_linear
 
 FRESH = 2**24  # bytes from which memory tends to come fresh from the system, which takes longer than a convolution
 KEPT = 31 * 2**20  # bytes
-LARGE = 2**18  # pixels from which a picture keeps all cores busy by itself
-LONG = 4096  # keys up to which the formula written out, in bfloat16 on a CPU, is faster than sdpa and fits into memory
+LARGE = 2**18  # pixels of a picture, or pairs of queries and keys, that keep all cores busy by themselves
 BLOCKS = {  # of timm's ResNets: the convolutions, batch norms and activations one after the other
     "BasicBlock": (("conv1", "bn1", "act1"), ("conv2", "bn2", "act2")),
     "Bottleneck": (("conv1", "bn1", "act1"), ("conv2", "bn2", "act2"), ("conv3", "bn3", "act3")),
@@ -336,18 +335,13 @@ class ReadyAttention:
 
     def read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`attend` of queries that are scaled, and faster where many read many keys."""
-        keys = k.shape[-2]
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16 and keys <= LONG:
-            scores = q @ k.transpose(-2, -1)
-            attended = (scores if mask is None else scores + mask).softmax(dim=-1) @ v
-            return attended.transpose(1, 2).flatten(-2)
-        if self.is_onednn and q.dtype == torch.float32 and q.shape[-2] * keys >= LARGE:
+        if self.is_onednn and q.shape[-2] * k.shape[-2] >= LARGE:
             return attend_by_onednn(q, k, v, mask)
         return attend(q, k, v, mask, 1.0)
 
 
 def attend_by_onednn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """`attend` head by head: what sdpa leaves to MKL is half of its time.
+    """`attend` head by head: sdpa gives float32 to MKL, and all heads at once need much fresh memory.
 
     Queries are scaled; `mask` is the same for all queries, (batch, 1, 1, keys).
     """
@@ -357,7 +351,8 @@ def attend_by_onednn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: to
         for head in range(q.shape[1]):
             scores = onednn_linear(q[picture, head], k[picture, head])
             scores = scores if mask is None else scores.add_(mask[picture, 0])
-            attended[picture, head] = onednn_linear(scores.softmax(dim=-1), v[picture, head])
+            torch.softmax(scores, dim=-1, out=scores)
+            attended[picture, head] = onednn_linear(scores, v[picture, head])
     return attended.transpose(1, 2).flatten(-2)
 
 
