@@ -142,8 +142,8 @@ class ReadyPooling:
     def __call__(self, x: torch.Tensor, memory: Memory) -> torch.Tensor:
         kernel, padding, stride, dilation = self.settings
         shape = (*x.shape[:2], *_sides(x, kernel, padding, stride, dilation))
-        places = memory.take("inside", shape, torch.int64)
-        if places is None or x.device.type != "cpu":
+        places = memory.take("inside", shape, torch.int64) if x.device.type == "cpu" else None
+        if places is None:
             return nn.functional.max_pool2d(x, kernel, stride, padding, dilation)
         pooled = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
         torch.ops.aten.max_pool2d_with_indices.out(
