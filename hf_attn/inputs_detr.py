@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from .configuration_detr import AttnDetrConfig
+from .inference import Preparable, ReadyLinear, Twin
+from .inference_detr import ReadyResNet, ReadyViTFeatures
 from .positions import cell_fractions, fraction_sinusoids
 
 Size = tuple[int, int]  # (height, width)
@@ -26,7 +28,7 @@ class Tokens(NamedTuple):
     mask: torch.Tensor | None  # (batch, tokens), 1 for a token, 0 for padding; None where nothing is padded
 
 
-class Backbone(nn.Module):
+class Backbone(Preparable, nn.Module):
     """A network of timm, or a ViT of this package, that makes one feature map.
 
     What is frozen is frozen anew at every `train()` and `eval()`, because loading a checkpoint forgets it: to let it
@@ -77,12 +79,17 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(batch, channels, height, width) → (batch, feature channels, rows, columns)"""
+        if (twin := self.ready()) is not None:
+            return twin(pixel_values)
         if self.is_vit:
             return self.body(pixel_values).feature_maps[-1]
         # Channels last: up to twice as fast on CPUs, what tensor cores want on GPUs, and what tokens are made of
         features = self.body(pixel_values.contiguous(memory_format=torch.channels_last))[-1]
         has_channels_last = getattr(self.body, "output_fmt", None) == "NHWC"  # timm's Swin and its like
         return features.permute(0, 3, 1, 2) if has_channels_last else features
+
+    def _make_twin(self, kind: type[ReadyLinear], dtype: torch.dtype) -> Twin:
+        return ReadyViTFeatures(self, kind, dtype) if self.is_vit else ReadyResNet(self, dtype)
 
 
 def _vit_body(config: AttnDetrConfig) -> nn.Module:

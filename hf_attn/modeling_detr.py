@@ -22,6 +22,8 @@ from .attention import MultiHeadAttention, cross_attention_mask, grouped_attenti
 from .boxes import grid_of_boxes
 from .configuration_detr import AttnDetrConfig
 from .denoising_detr import NoisedQueries, noised_queries
+from .inference import Preparable, ReadyLinear, added_mask
+from .inference_detr import ReadyDecoder, ReadyEncoder
 from .inputs_detr import Backbone, TokensOfPictures
 from .layers_detr import (
     MLP,
@@ -47,7 +49,7 @@ ANCHOR_SIDE = 0.25  # with which anchors begin, as a share of the picture's
 PLACE_SCORE = 8.0  # of an anchor and the token at its very place, before softmax, with which reading begins
 
 
-class AttnDetrPreTrainedModel(SelfContained, PreTrainedModel):
+class AttnDetrPreTrainedModel(SelfContained, Preparable, PreTrainedModel):
     config: AttnDetrConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -137,10 +139,15 @@ class DetrEncoder(AttnDetrPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutput:
         """Let (batch, tokens, hidden_size) features at their positions read each other; mask (batch, tokens)."""
+        if (twin := self.ready()) is not None:
+            return BaseModelOutput(last_hidden_state=twin(features, positions, mask))
         x, mask = features, self_attention_mask(self.config, features, mask)
         for layer in self.layers:
             x = layer(x, positions, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=x)
+
+    def _make_twin(self, kind: type[ReadyLinear], dtype: torch.dtype) -> ReadyEncoder:
+        return ReadyEncoder(self, kind, dtype)
 
 
 class DetrDecoder(AttnDetrPreTrainedModel):
@@ -186,19 +193,20 @@ class DetrDecoder(AttnDetrPreTrainedModel):
             group: (queries,) whole numbers; each query reads those of its group and of group 0. None: all read all.
             mask: (batch, queries), 0 for a query that is none.
         """
-        own_mask = (
-            self_attention_mask(self.config, x, mask)
-            if group is None
-            else grouped_attention_mask(self.config, x, mask, group)
-        )
-        memory_mask = cross_attention_mask(self.config, x, memory, memory_mask)
+        twin = self.ready() if group is None and mask is None else None
+        if twin is not None:
+            layers, own_mask, memory_mask = twin.layers, None, added_mask(memory_mask, twin.dtype)
+            x, memory, positions = twin.cast(x, memory, positions)
+        else:
+            layers, own_mask = self.layers, self._own_mask(x, mask, group)
+            memory_mask = cross_attention_mask(self.config, x, memory, memory_mask)
         waves = None
         states, boxes = [], []
-        for layer in self.layers:
+        for layer in layers:
             if anchors is not None:
                 queries, waves = self.look_from(anchors)
             x = layer(x, queries, waves, memory, positions, own_mask, memory_mask, **kwargs)
-            states.append(self.final_norm(x))  # a copy: the stream goes on as it was
+            states.append(self.final_norm(x if twin is None else x.to(twin.result)))  # the stream goes on as it was
             boxes.append(self.box_head(states[-1], anchors))
             anchors = None if anchors is None else boxes[-1].detach()
         return DetrDecoderOutput(
@@ -206,6 +214,14 @@ class DetrDecoder(AttnDetrPreTrainedModel):
             intermediate_hidden_states=torch.stack(states),
             intermediate_boxes=torch.stack(boxes),
         )
+
+    def _own_mask(self, x: torch.Tensor, mask: torch.Tensor | None, group: torch.Tensor | None):
+        if group is None:
+            return self_attention_mask(self.config, x, mask)
+        return grouped_attention_mask(self.config, x, mask, group)
+
+    def _make_twin(self, kind: type[ReadyLinear], dtype: torch.dtype) -> ReadyDecoder:
+        return ReadyDecoder(self, kind, dtype)
 
     def look_from(self, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The query of each (batch, queries, 4) box, and the waves of its centre: (batch, queries, hidden_size)."""

@@ -75,6 +75,7 @@ FILES = {
         "denoising_detr.py",
         "image_processing_annotations.py",
         "image_processing_detr.py",
+        "inference_detr.py",
         "inputs_detr.py",
         "layers_detr.py",
         "loss_detr.py",
