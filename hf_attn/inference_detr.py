@@ -13,12 +13,11 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .attention import MultiHeadAttention
-from .inference import NoTwin, OneDnnLinear, ReadyLinear, ReadyNorm, Twin, added_mask, attend
+from .inference import NoTwin, OneDnnLinear, ReadyLinear, ReadyNorm, Twin, added_mask, attend, joined
 from .inference_vit import ReadyViTLayer
 from .linear import onednn_linear
 
 FRESH = 2**24  # bytes from which memory tends to come fresh from the system, which takes longer than a convolution
-KEPT = 31 * 2**20  # bytes
 LARGE = 2**18  # pixels of a picture, or pairs of queries and keys, that keep all cores busy by themselves
 BLOCKS = {  # of timm's ResNets: the convolutions, batch norms and activations one after the other
     "BasicBlock": (("conv1", "bn1", "act1"), ("conv2", "bn2", "act2")),
@@ -264,8 +263,6 @@ class ReadyResNet(Twin):
         kind = kind_of_convolution(dtype, next(backbone.parameters()).device)
         self.parts = ready_parts(backbone.body.values(), dtype, kind)
         self.memories: list[Memory] = []  # those that no thread works with
-        # What is given back teaches glibc to keep as much the next time, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD)
-        torch.empty(KEPT, dtype=torch.uint8)
 
     def may_answer(self, module: nn.Module) -> bool:
         return super().may_answer(module) and not any(part.training for part in module.modules())
@@ -334,14 +331,14 @@ class ReadyAttention:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def read(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """`attend` of queries that are scaled, and faster where many read many keys."""
+        """`attend` of queries that are scaled, joined, and faster where many read many keys."""
         if self.is_onednn and q.shape[-2] * k.shape[-2] >= LARGE:
             return attend_by_onednn(q, k, v, mask)
-        return attend(q, k, v, mask, 1.0)
+        return joined(attend(q, k, v, mask, 1.0))
 
 
 def attend_by_onednn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """`attend` head by head: sdpa gives float32 to MKL, and all heads at once need much fresh memory.
+    """`attend`, joined, head by head: sdpa gives float32 to MKL, and all heads at once need much fresh memory.
 
     Queries are scaled; `mask` is the same for all queries, (batch, 1, 1, keys).
     """
@@ -353,7 +350,7 @@ def attend_by_onednn(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: to
             scores = scores if mask is None else scores.add_(mask[picture, 0])
             torch.softmax(scores, dim=-1, out=scores)
             attended[picture, head] = onednn_linear(scores, v[picture, head])
-    return attended.transpose(1, 2).flatten(-2)
+    return joined(attended)
 
 
 class ReadyConditionalAttention(ReadyAttention):

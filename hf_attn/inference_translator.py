@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .inference import ReadyLinear, ReadyNorm, ReadySelfAttention, Twin, added_mask, attend
+from .inference import ReadyLinear, ReadyNorm, ReadySelfAttention, Twin, added_mask, attend, joined
 from .linear import products_by_onednn
 
 BLOCK = 32  # words by which keys and values grow at least
@@ -70,33 +70,29 @@ class ReadyEncoder(Twin):
 
 
 class KeysAndValues:
-    """Those of one decoder layer, (rows, heads, words, head_dim) each, in blocks that grow."""
+    """Those of one decoder layer, (rows, heads, words, head_dim) each, in a block that grows."""
 
     def __init__(self) -> None:
         self.length = 0
-        self.blocks: list[torch.Tensor] = []  # keys, values
+        self.block: torch.Tensor | None = None  # (keys and values, rows, heads, words and room for more, head_dim)
 
-    def append(self, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
-        """One word more of each row, (rows, heads, 1, head_dim) → all keys, all values"""
-        rows, heads, _, head_dim = key.shape
-        if not self.blocks or self.length == self.blocks[0].shape[2]:
-            grown = [key.new_empty(rows, heads, 2 * self.length or BLOCK, head_dim) for _ in range(2)]
-            for new, old in zip(grown, self.blocks, strict=False):
-                new[:, :, : self.length] = old
-            self.blocks = grown
-        for block, one in zip(self.blocks, (key, value), strict=True):
-            block[:, :, self.length] = one[:, :, 0]
+    def append(self, one: torch.Tensor) -> torch.Tensor:
+        """Keys and values of one word more, (2, rows, heads, head_dim) → of all, (2, rows, heads, words, head_dim)"""
+        if self.block is None or self.length == self.block.shape[3]:
+            grown = one.new_empty(*one.shape[:3], 2 * self.length or BLOCK, one.shape[3])
+            if self.block is not None:
+                grown[:, :, :, : self.length] = self.block
+            self.block = grown
+        self.block[:, :, :, self.length] = one
         self.length += 1
-        return [block[:, :, : self.length] for block in self.blocks]
+        return self.block[:, :, :, : self.length]
 
     def pick(self, rows: torch.Tensor) -> None:
         """Go on with the chosen rows, in their order."""
-        picked = []
-        for block in self.blocks:
-            new = block.new_empty(len(rows), *block.shape[1:])
-            new[:, :, : self.length] = block[:, :, : self.length].index_select(0, rows)
-            picked.append(new)
-        self.blocks = picked
+        if self.block is not None:
+            new = self.block.new_empty(2, len(rows), *self.block.shape[2:])
+            new[:, :, :, : self.length] = self.block[:, :, :, : self.length].index_select(1, rows)
+            self.block = new
 
 
 class ReadyDecoderLayer:
@@ -128,14 +124,16 @@ class ReadyDecoderLayer:
         return self.feed_forward_add_norm(x, self.feed_forward)
 
     def read_words(self, x: torch.Tensor, words: KeysAndValues, add: torch.Tensor) -> torch.Tensor:
-        query, key, value = _wide(self.qkv_proj(x)).view(len(x), 3, self.heads, 1, -1).unbind(1)
-        keys, values = words.append(key, value)
-        return self.out_proj(attend(query, keys, values, None, self.scaling)[:, 0].to(x.dtype), add)
+        rows = len(x)
+        qkv = _wide(self.qkv_proj(x)).view(rows, 3, self.heads, -1).transpose(0, 1)
+        keys, values = words.append(qkv[1:])
+        attended = attend(qkv[0].unsqueeze(2), keys, values, None, self.scaling)
+        return self.out_proj(attended.reshape(rows, -1).to(x.dtype), add)
 
     def read_memory(self, x: torch.Tensor, memory: tuple, mask: torch.Tensor | None, add: torch.Tensor):
         keys, values = memory  # the rows of a sentence are so many queries of one memory
         query = _wide(self.memory_q_proj(x)).view(len(keys), -1, self.heads, keys.shape[-1]).transpose(1, 2)
-        attended = attend(query, keys, values, mask, self.scaling).flatten(0, 1)
+        attended = joined(attend(query, keys, values, mask, self.scaling)).flatten(0, 1)
         return self.memory_out_proj(attended.to(x.dtype), add)
 
 
