@@ -2,12 +2,13 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from hf_attn.commands_shared import Debug, Quiet, fields_and_values, option, prepare_transformers
 from hf_attn.console import errors_in_one_line, json_line, text_output
+from hf_attn.interchange.early_checks import FORMATS, TARGETS, check_known, check_new_directory, check_place
 
 use = typer.Typer()
 
@@ -41,6 +42,10 @@ def import_command(
             "A field of our configuration, where the checkpoint does not say it.", "--config", metavar="FIELD=VALUE"
         ),
     ] = None,
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"] | None,
+        option("Type of the weights.", show_default="the checkpoint's"),
+    ] = None,
     as_json: Annotated[bool, option("Write what was made as JSON.", "--json")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -53,6 +58,9 @@ def import_command(
     """
     fields = fields_and_values(config)
     with errors_in_one_line(debug), text_output(None) as stream:
+        check_known("--format", format, FORMATS)
+        check_new_directory(output)
+        check_place(source, format, revision)
         prepare_transformers()
         from hf_attn.interchange.importing import import_checkpoint
 
@@ -60,7 +68,9 @@ def import_command(
             if not quiet:
                 print(line, file=sys.stderr)
 
-        made = import_checkpoint(source, output, format=format, revision=revision, tell=tell, **fields)
+        made = import_checkpoint(
+            source, output, format=format, revision=revision, dtype=dtype, tell=tell, config=fields
+        )
         stream.write(json_line(made.facts()) if as_json else f"{made}\n")
 
 
@@ -86,10 +96,13 @@ def export(
     What the other library lacks is an error that names it; nothing is then written. ONNX is checked in onnxruntime
     before it is there.
     """
+    place = Path(source) if Path(source).is_dir() else Path(Path(source).name)
+    output = output or place.with_name(f"{place.absolute().name}-{to}")
     with errors_in_one_line(debug), text_output(None) as stream:
+        check_known("--to", to, TARGETS)
+        check_new_directory(output)
         prepare_transformers()
         from hf_attn.interchange.exporting import export_model
 
-        place = Path(source) if Path(source).is_dir() else Path(Path(source).name)
-        written = export_model(source, to, output or place.with_name(f"{place.absolute().name}-{to}"))
+        written = export_model(source, to, output)
         stream.write(f"{written}: written for {to}\n")

@@ -105,11 +105,14 @@ class AutoTranslator(AutoModelForSeq2SeqLM):
     @classmethod
     def from_pretrained(cls, source: Any, *args: Any, **kwargs: Any) -> Any:
         from hf_attn.interchange.families import is_translator
+        from hf_attn.interchange.loading import DamagedError
 
         if is_translator(source, **kwargs):
             options = {name: value for name, value in kwargs.items() if name not in OF_AUTO_CLASSES}
             try:
                 return AttnTranslatorForConditionalGeneration.from_pretrained(source, **options)
+            except DamagedError:
+                raise
             except (OSError, ValueError) as error:
                 logger.warning(f"transformers' own model is taken in place of ours: {error}")
         return super().from_pretrained(source, *args, **kwargs)

@@ -16,6 +16,13 @@ NEVER = -1e6  # log-probability of what is not chosen while there are pieces
 UNKNOWN = 10.0  # so much less likely than the unlikeliest piece is a character that is none
 
 
+def charsmap(tokenizer: Tokenizer) -> bytes:
+    """SentencePiece's rules of normalisation, as it has compiled them; empty for none."""
+    steps = json.loads(tokenizer.normalizer.__getstate__()) if tokenizer.normalizer is not None else {}
+    encoded = [step["precompiled_charsmap"] for step in steps.get("normalizers", []) if step["type"] == "Precompiled"]
+    return base64.b64decode(encoded[0]) if encoded else b""
+
+
 class Compositions:
     """Letters and accents that SentencePiece joins.
 
@@ -28,11 +35,7 @@ class Compositions:
     """
 
     def __init__(self, tokenizer: Tokenizer):
-        steps = json.loads(tokenizer.normalizer.__getstate__()) if tokenizer.normalizer is not None else {}
-        encoded = [
-            step["precompiled_charsmap"] for step in steps.get("normalizers", []) if step["type"] == "Precompiled"
-        ]
-        rules = base64.b64decode(encoded[0]) if encoded else struct.pack("<I", 0)
+        rules = charsmap(tokenizer) or struct.pack("<I", 0)
         (size,) = struct.unpack_from("<I", rules)
         self.units = struct.unpack_from(f"<{size // 4}I", rules, 4)
         self.replacements = rules[4 + size :]

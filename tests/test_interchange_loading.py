@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassification, ViTModel
 
+import hf_attn
 from hf_attn import (
     AttnDetrForObjectDetection,
     AttnViTBackbone,
@@ -15,7 +17,10 @@ from hf_attn import (
     AttnViTForImageClassification,
     AttnViTModel,
 )
-from tests.tiny import randomise
+from hf_attn.interchange.loading import WHOLE, DamagedError
+from hf_attn.registration import AutoTranslator
+from tests.opus import save_marian
+from tests.tiny import randomise, tiny_detr
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 SHAPE |= {"image_size": 32, "patch_size": 8}
@@ -118,6 +123,12 @@ def test_what_does_not_fit_is_named(directory, tmp_path):
 def test_a_model_of_another_kind_is_refused(directory, tmp_path):
     with pytest.raises(ValueError, match=r"is a model of type 'vit'; what can be read here is of type 'attn_detr'"):
         AttnDetrForObjectDetection.from_pretrained(directory)
+    with pytest.raises(ValueError, match=r"'attn_detr', 'detr'; use AttnViTForImageClassification$"):
+        AttnDetrForObjectDetection.from_pretrained(directory)
+    tiny_detr().save_pretrained(tmp_path / "detr")
+    with pytest.raises(ValueError, match=r"is a model of type 'attn_detr'; .*; use AttnDetrForObjectDetection$"):
+        AttnViTModel.from_pretrained(tmp_path / "detr")
+    assert all(getattr(hf_attn, name).config_class.__name__ == config for config, name in WHOLE.items())
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     BertModel(BertConfig(**sizes, vocab_size=9)).save_pretrained(tmp_path / "bert")
     with pytest.raises(ValueError, match=r"is a model of type 'bert'; .* 'attn_vit', 'vit'"):
@@ -136,3 +147,58 @@ def test_pickled_weights_are_read_where_that_is_asked_for(theirs, directory):
     (directory / "pytorch_model.bin").unlink()
     with pytest.raises(OSError, match=r"has no weights: neither model.safetensors nor pytorch_model.bin"):
         AttnViTForImageClassification.from_pretrained(directory)
+
+
+def test_a_single_file_is_no_directory(directory):
+    file = directory / "model.safetensors"
+    with pytest.raises(
+        ValueError, match=rf"{file} is a file, .* `hf-attn import {file} DIRECTORY` makes one of a file"
+    ):
+        AttnViTModel.from_pretrained(file)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_damaged_file_of_settings_is_named_and_config_json_not_taken_for_it(content, tmp_path):
+    save_marian(tmp_path)
+    file = tmp_path / "generation_config.json"
+    file.write_text(content)
+    for model_class in (hf_attn.AttnTranslatorForConditionalGeneration, AutoTranslator):
+        with pytest.raises(DamagedError, match=rf"{file} is damaged \(.*; copy or download it again, or remove it"):
+            model_class.from_pretrained(tmp_path)
+    file.unlink()
+    model = hf_attn.AttnTranslatorForConditionalGeneration.from_pretrained(tmp_path)
+    assert model.generation_config.forced_eos_token_id == 0
+
+
+@pytest.mark.parametrize(("name", "value"), [("d_model", "16"), ("decoder_start_token_id", None)])
+def test_a_value_of_another_type_is_said_with_the_checkpoint(name, value, tmp_path):
+    save_marian(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+    for model_class in (hf_attn.AttnTranslatorForConditionalGeneration, AutoTranslator):
+        with pytest.raises(DamagedError, match=rf"^{tmp_path} \(a Marian translator of transformers\): .*'{name}'"):
+            model_class.from_pretrained(tmp_path)
+
+
+def test_a_damaged_index_is_named(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    file = tmp_path / "model.safetensors.index.json"
+    for content in ("{", "[]", "{}", '{"weight_map": {"a": 1}}'):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=rf"{file} is damaged \(.*\); copy or download it again"):
+            AttnViTModel.from_pretrained(tmp_path)
+
+
+def test_without_a_network_a_name_is_looked_up_once(monkeypatch):
+    tried = []
+
+    def unreachable(repo, file, **kwargs):
+        tried.append(file)
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", unreachable)
+    for model_class in (AttnViTModel, AutoTranslator):
+        tried.clear()
+        with pytest.raises(OSError, match="couldn't connect"):
+            model_class.from_pretrained("nobody/nothing")
+        assert tried == ["config.json"]

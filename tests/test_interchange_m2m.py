@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from transformers import M2M100Config, M2M100ForConditionalGeneration
 
 from hf_attn import AttnTranslatorForConditionalGeneration as Translator
+from hf_attn.positions import sinusoids
 from tests.foreign_translators import SHAPE, logits_of, padded_sources
 from tests.tiny import randomise
 
@@ -59,3 +60,21 @@ def test_the_mixture_of_experts_is_refused(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "nllb-moe"}')
     with pytest.raises(ValueError, match="nllb-moe"):
         Translator.from_pretrained(tmp_path)
+
+
+@torch.no_grad()
+def test_long_texts_differ_by_the_rounding_of_transformers_sinusoids_and_by_nothing_else(tmp_path):
+    theirs = m2m(max_position_embeddings=1200)
+    theirs.save_pretrained(tmp_path)
+    theirs, ours = theirs.double(), Translator.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    words = torch.randint(3, 57, (1, 1100), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+    before = (logits(ours, batch) - logits(theirs, batch)).abs().max()
+    for stack in (theirs.model.encoder, theirs.model.decoder):
+        table = stack.embed_positions.weights
+        exact = sinusoids(torch.arange(len(table)), table.shape[1], "fairseq").double()
+        off = (table - exact)[PAD + 1 :].abs().amax(1)  # at the place of padding they have zeros
+        assert off[:100].max() < 1e-5 < 3e-5 < off[1000:].max() < 1e-4
+        table[PAD + 1 :] = exact[PAD + 1 :]
+    after = (logits(ours, batch) - logits(theirs, batch)).abs().max()
+    assert after < 1e-10 < 1e-6 < before < 1e-4

@@ -48,6 +48,39 @@ def test_several_files_stay_several(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("pytorch_model-00002-of-00002.bin", "no weights", "00002.bin holds more than tensors, or is broken"),
+        ("pytorch_model.bin.index.json", "{", "index.json is damaged .*; copy or download it again"),
+        ("pytorch_model.bin.index.json", '{"weight_map": 3}', "index.json is damaged .*; copy or download it again"),
+    ],
+)
+def test_of_several_files_all_become_safetensors_or_none(file, content, message, tmp_path):
+    two_files(tmp_path)
+    there = set(tmp_path.iterdir())
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        convert_pickled_weights(tmp_path)
+    assert set(tmp_path.iterdir()) == there
+
+
+def two_files(directory):
+    names = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    for name in names:
+        torch.save({name: torch.ones(1)}, directory / name)
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {name: name for name in names}}))
+
+
+def test_a_file_that_is_there_already_is_not_replaced(tmp_path):
+    two_files(tmp_path)
+    mine = tmp_path / "model-00001-of-00002.safetensors"
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{mine} is there already; move it away"):
+        convert_pickled_weights(tmp_path)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
     ("held", "message"),
     [
         (pickle.dumps(Bomb(), 2), r"holds more than tensors, or is broken \(it asks for [\w.]*exec\)"),

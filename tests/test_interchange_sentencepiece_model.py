@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from hf_attn.interchange.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, read_sentencepiece
+from hf_attn.interchange.sentencepiece_model import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    read_sentencepiece,
+    write_sentencepiece,
+)
 from tests.opus import train_model
 
 
@@ -40,6 +46,17 @@ def test_settings(file, tmp_path):
     ours = read_sentencepiece(other)
     assert (ours.kind, ours.charsmap, ours.whitespace_as_suffix) == ("bpe", b"", True)
     assert not (ours.add_dummy_prefix or ours.remove_extra_whitespaces)
+
+
+def test_what_is_written_is_the_same_model_to_the_library(file, tmp_path):
+    ours = read_sentencepiece(file)
+    pieces = [(piece.text, piece.score) for piece in ours.pieces if piece.type == NORMAL]
+    write_sentencepiece(tmp_path / "again.spm", pieces, ours.charsmap)
+    assert read_sentencepiece(tmp_path / "again.spm") == ours
+    both = [sentencepiece.SentencePieceProcessor(model_file=str(each)) for each in (file, tmp_path / "again.spm")]
+    for text in ("noch Sätze", "  ein   Satz ", "S\u0061\u0308tze ﬁ 中", ""):
+        assert both[0].encode(text, out_type=str) == both[1].encode(text, out_type=str)
+        assert both[0].encode(text) == both[1].encode(text)
 
 
 def test_damaged_files_are_refused(file, tmp_path):

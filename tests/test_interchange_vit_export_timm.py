@@ -8,12 +8,13 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 
 from hf_attn import (
+    AttnViTConfig,
     AttnViTForImageClassification,
     AttnViTForMaskedImageModeling,
     AttnViTImageProcessor,
 )
 from hf_attn.interchange.vit_export_timm import export_timm
-from tests.tiny import tiny_vit
+from tests.tiny import randomise, tiny_vit
 from tests.twins_vit import difference, picture
 
 MODELS = {
@@ -88,6 +89,21 @@ def test_what_timm_lacks_is_named_and_nothing_written(fields, message, tmp_path)
     with pytest.raises(ValueError, match=message):
         export_timm(tiny_vit(**fields), tmp_path / "out")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_another_epsilon_would_change_answers_as_the_message_says():
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    for std in (0.02, 0.05, 0.1):
+        ours = randomise(AttnViTForImageClassification(AttnViTConfig(num_labels=1000)), std=std).eval()
+        answers = []
+        for epsilon in (1e-12, 1e-6):
+            for norm in ours.modules():
+                if isinstance(norm, torch.nn.LayerNorm):
+                    norm.eps = epsilon
+            answers.append(ours(x).logits)
+        assert 2e-4 < difference(*answers) < 2e-3
 
 
 def test_masked_models_and_settings_that_timm_lacks_are_refused(tmp_path, caplog):

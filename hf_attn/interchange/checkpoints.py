@@ -1,13 +1,12 @@
 """The files of a checkpoint of transformers or timm, in a directory or on the Hub: configuration and tensors."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, is_offline_mode
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig
@@ -20,7 +19,7 @@ from transformers.utils import (
     cached_file,
 )
 
-from hf_attn.interchange.pickles import read_pickled_weights
+from hf_attn.interchange.pickles import read_index, read_pickled_weights
 
 BOT, BOTS_TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"
 # Arguments of from_pretrained that say where to look
@@ -30,11 +29,15 @@ PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision
 def read_config(source: str | os.PathLike, place: dict[str, Any]) -> dict[str, Any] | None:
     """What config.json says; None where there is no such file. An address on the Hub that is wrong raises later.
 
+    Raises an OSError where the Hub cannot be reached, which takes long to find out, and once is enough.
+
     timm's name no type; transformers adds the one of its wrapper of timm, but not to those of before 2023.
     """
     try:
         found, _ = PreTrainedConfig.get_config_dict(str(source), **place)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise
         return None
     if "architecture" in found:
         found.setdefault("model_type", "timm_wrapper")
@@ -78,7 +81,7 @@ def _paths(source: str | os.PathLike, place: dict[str, Any], whole: str, index: 
         return [path]
     if (path := find_file(source, index, place)) is None:
         return []
-    shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    shards = sorted(set(read_index(path)["weight_map"].values()))
     found = [find_file(source, shard, place) for shard in shards]
     if missing := [shard for shard, path in zip(shards, found, strict=True) if path is None]:
         raise OSError(f"{source} lacks {len(missing)} of its {len(shards)} files of weights, {missing[0]} first")

@@ -12,6 +12,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from hf_attn.interchange.companions import companion
+from hf_attn.interchange.early_checks import check_known, check_new_directory
 from hf_attn.interchange.names import counted, listed
 from hf_attn.training.checkpoints import no_progress_bars
 
@@ -47,10 +48,8 @@ def export_model(source: str | Path, to: str, output_dir: str | Path) -> Path:
         ValueError: if that library has no such model, or a file is damaged; the message names what it lacks.
     """
     source, output_dir = str(source), Path(output_dir)
-    if to not in EXPORTS:
-        raise ValueError(f"--to {to!r} is unknown; use {', '.join(sorted(EXPORTS))}")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} is there already; give a directory that is not")
+    check_known("--to", to, EXPORTS)
+    check_new_directory(output_dir)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise FileNotFoundError(f"{source} holds no model: it has no config.json; give what save_pretrained wrote")
     config = AutoConfig.from_pretrained(source)

@@ -40,7 +40,7 @@ def open_file(path: Path, format: FileFormat, num_attention_heads: int | None = 
         num_attention_heads: where that is known, for sizes seldom tell it.
     """
     tensors = read_file(path)
-    with said_of(path, format):
+    with said_of(path, format), _lacking():
         fields = format.configure(tensors)
         if num_attention_heads is not None:
             fields["num_attention_heads"] = num_attention_heads
@@ -51,6 +51,14 @@ def open_file(path: Path, format: FileFormat, num_attention_heads: int | None = 
             )
         taken = format.table(format.config_class(**fields), tensors).take(tensors)
     return Opened(str(path), format, fields, taken)
+
+
+@contextmanager
+def _lacking() -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"it lacks {error}") from error
 
 
 def read_file(path: Path) -> Mapping[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """`hf-attn import`: another library's checkpoint becomes a directory of ours, and is tried before it is there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from hf_attn.configuration_translator import AttnTranslatorConfig
 from hf_attn.configuration_vit import AttnViTConfig
 from hf_attn.hub_files import LocalFiles
 from hf_attn.interchange.checkpoints import read_config
+from hf_attn.interchange.early_checks import check_known, check_new_directory, check_place
 from hf_attn.interchange.families import FAMILIES, FORMATS
 from hf_attn.interchange.files import FileFormat, open_file, read_file
 from hf_attn.interchange.loading import Opened, as_model, family_of, open_checkpoint, own_fields
@@ -59,7 +60,9 @@ def import_checkpoint(
     *,
     format: str | None = None,
     revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    config: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Imported:
     """Write another library's checkpoint as a model of ours, with its processor or tokenizer and a card.
@@ -73,7 +76,9 @@ def import_checkpoint(
         output_dir: not there yet, or empty.
         format: of FORMATS, for a file whose names and sizes leave it open.
         revision: branch, tag or commit, on the Hub.
+        dtype: of the weights, instead of the checkpoint's.
         tell: told what is found and done, a line each.
+        config: as `fields`, which cannot have the names of these arguments.
         fields: of our configuration, instead of what the checkpoint says, or where it does not say it.
 
     Raises:
@@ -83,16 +88,20 @@ def import_checkpoint(
             can be.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(f"{output_dir} is there already; give a directory that is not")
+    check_known("--format", format, FORMATS)
+    check_new_directory(output_dir)
+    check_place(source, format, revision)
+    fields = {**(config or {}), **fields}
     place = {} if revision is None else {"revision": revision}
     opened = _open(source, format, place, fields.get("num_attention_heads"))
     known = own_fields(opened.kind.config_class)
     check_unknown(opened.kind.config_class, sorted(fields.keys() - known), known)
     model_class = MODELS[opened.kind.config_class][not opened.has_head]
     tell(f"{source}: {opened.kind.title}, to become {model_class.__name__}")
+    if opened.has_decoder:
+        tell(f"{source}: its decoder, which filled in masked patches, is left out")
     with no_progress_bars():
-        model = as_model(opened, model_class, **fields)
+        model = as_model(opened, model_class, **fields, **({} if dtype is None else {"dtype": dtype}))
         _try(model)
         companions = opened.kind.companions(opened, place)
         with whole_directory(output_dir) as temporary:
@@ -115,11 +124,12 @@ def import_checkpoint(
 
 def _open(source: str | Path, format: str | None, place: dict[str, Any], heads: int | None) -> Opened:
     path = Path(source)
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"--format {format!r} is unknown; use {', '.join(sorted(FORMATS))}")
     if path.is_file():
-        return open_file(path, _format_of(path, format), heads)
-    theirs = read_config(source, place)
+        return open_file(path, _format_of(path), heads) if format is None else _open_as(path, format, heads)
+    try:
+        theirs = read_config(source, place)
+    except OSError:
+        theirs = None
     if theirs is None:
         if path.is_dir():
             raise ValueError(f"{source} has no config.json, or a damaged one; give the file of weights itself")
@@ -130,9 +140,19 @@ def _open(source: str | Path, format: str | None, place: dict[str, Any], heads: 
     return open_checkpoint(source, family_of(source, theirs, FAMILIES), theirs, place, safe=False)
 
 
-def _format_of(path: Path, format: str | None) -> FileFormat:
-    if format is not None:
-        return FORMATS[format]
+def _open_as(path: Path, format: str, heads: int | None) -> Opened:
+    try:
+        return open_file(path, FORMATS[format], heads)
+    except ValueError as error:
+        tensors = read_file(path)
+        looks = [kind.name for kind in FORMATS.values() if kind.recognise(tensors)]
+        if format in looks:
+            raise
+        like = ", ".join(looks) or f"none of {', '.join(sorted(FORMATS))}"
+        raise ValueError(f"{error}. --format {format} does not fit: by its names, the file is {like}") from error
+
+
+def _format_of(path: Path) -> FileFormat:
     tensors = read_file(path)
     found = [kind for kind in FORMATS.values() if kind.recognise(tensors)]
     if len(found) == 1:

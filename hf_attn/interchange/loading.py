@@ -7,18 +7,30 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from inspect import get_annotations
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
-from hf_attn.interchange.checkpoints import PLACE, read_config, read_tensors
+from hf_attn.interchange.checkpoints import PLACE, find_file, read_config, read_tensors
 from hf_attn.interchange.names import Names, counted, listed
 
 logger = logging.get_logger(__name__)
 
+# The class of each model that has all parts, for messages
+WHOLE = {
+    "AttnTranslatorConfig": "AttnTranslatorForConditionalGeneration",
+    "AttnViTConfig": "AttnViTForImageClassification",
+    "AttnDetrConfig": "AttnDetrForObjectDetection",
+}
 COUNTER = ".num_batches_tracked"  # of batch norm, which checkpoints lack that have frozen it; it begins at 0
+
+
+class DamagedError(ValueError):
+    """A file holds what none of its kind does: no other library should make a model of it, either."""
 
 
 class Configure(Protocol):
@@ -86,6 +98,7 @@ class Opened:
         fields: of our configuration.
         tensors: by our names, of a model with its head.
         generation: settings of `generate`.
+        has_decoder: whether it was trained to fill in masked patches, and has what does that.
     """
 
     source: str
@@ -93,6 +106,7 @@ class Opened:
     fields: dict[str, Any]
     tensors: dict[str, torch.Tensor]
     generation: GenerationConfig | None = None
+    has_decoder: bool = False
 
     @property
     def has_head(self) -> bool:
@@ -118,10 +132,16 @@ def load_foreign(
 
     Raises:
         OSError: if there are no weights, or only pickled ones.
-        ValueError: if our model cannot be that one, or tensors are missing, too many, or of other sizes.
+        ValueError: if our model cannot be that one, a file is damaged, or tensors are missing, too many, or of other
+            sizes.
     """
     if kwargs.get("_from_auto"):  # then AutoConfig has found it to be one of ours
         return None
+    if Path(source).is_file():
+        raise ValueError(
+            f"{source} is a file, and from_pretrained reads directories: `hf-attn import {source} DIRECTORY` makes "
+            "one of a file of weights"
+        )
     place = {name: kwargs.pop(name) for name in PLACE if name in kwargs}
     theirs = read_config(source, place)
     if theirs is None or theirs.get("model_type") in (None, model_class.config_class.model_type):
@@ -139,7 +159,12 @@ def family_of(
     of_class = {kind: family for kind, family in families.items() if config_class in (None, family.config_class)}
     if model_type not in of_class:
         readable = ", ".join(map(repr, ([] if config_class is None else [config_class.model_type]) + list(of_class)))
-        raise ValueError(f"{source} is a model of type {model_type!r}; what can be read here is of type {readable}")
+        ours = {kind: family.config_class for kind, family in families.items()}
+        ours |= {found.model_type: found for found in ours.values()}
+        use = f"; use {WHOLE[ours[model_type].__name__]}" if model_type in ours else ""
+        raise ValueError(
+            f"{source} is a model of type {model_type!r}; what can be read here is of type {readable}{use}"
+        )
     return of_class[model_type]
 
 
@@ -154,7 +179,8 @@ def open_checkpoint(
     generation = None if family.generation is None else _generation(source, place, family.generation(theirs))
     for name, value in family.own_generation.items():  # update() knows only transformers' own
         setattr(generation, name, value)
-    return Opened(str(source), family, fields, taken, generation)
+    has_decoder = bool(family.other_heads) and any(name.startswith("decoder.") for name in tensors)
+    return Opened(str(source), family, fields, taken, generation, has_decoder)
 
 
 def as_model(opened: Opened, model_class: Any, **kwargs: Any) -> Any:
@@ -180,19 +206,24 @@ def as_model(opened: Opened, model_class: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def said_of(source: Any, kind: Kind) -> Iterator[None]:
-    """Errors name the checkpoint and what it was taken for."""
+    """Errors name the checkpoint and what it was taken for; a value of another type is a `DamagedError`."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{source} ({kind.title}): {error}") from error
+    except StrictDataclassError as error:
+        raise DamagedError(f"{source} ({kind.title}): {' '.join(str(error).split())}") from error
 
 
 def _generation(source: Any, place: dict[str, Any], from_config: dict[str, Any]) -> GenerationConfig:
     """What generation_config.json says; without one, what config.json does."""
+    file = find_file(source, GENERATION_CONFIG_NAME, place)
+    if file is None:
+        return GenerationConfig(**from_config)
     try:
         return GenerationConfig.from_pretrained(str(source), **place)
-    except OSError:
-        return GenerationConfig(**from_config)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{file} is damaged ({error}); copy or download it again, or remove it") from error
 
 
 @contextmanager
@@ -218,6 +249,7 @@ def _configuration(opened: Opened, kwargs: dict[str, Any]) -> tuple[PreTrainedCo
         if kwargs.get("num_labels") not in (None, len(fields.get("id2label") or ())):  # then names are others', too
             fields = {name: value for name, value in fields.items() if name not in ("id2label", "label2id")}
         if "id2label" in kwargs:
+            _check_labels(kwargs["id2label"])
             fields["label2id"] = {label: int(number) for number, label in kwargs["id2label"].items()}
         # Here and not by from_dict, which would set them after the configuration has been checked
         fields |= {name: kwargs.pop(name) for name in own_fields(wanted) & kwargs.keys()}
@@ -225,6 +257,12 @@ def _configuration(opened: Opened, kwargs: dict[str, Any]) -> tuple[PreTrainedCo
     if type(given) is not wanted:
         raise ValueError(f"config is a {type(given).__name__} and must be a {wanted.__name__}")
     return given, kwargs
+
+
+def _check_labels(labels: Any) -> None:
+    is_whole = isinstance(labels, Mapping) and all(isinstance(label, str) for label in labels.values())
+    if not is_whole or not all(str(number).isdecimal() for number in labels):
+        raise ValueError(f'id2label is {labels!r:.80}; write it as {{"0": "cat", "1": "dog"}}')
 
 
 def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:

@@ -1,6 +1,9 @@
 """Many-to-many translators: M2M100 and NLLB-200 (dense), facebook/m2m100_* and facebook/nllb-200-*.
 
 The language to translate into is the first word of the translation: give `generate` a `forced_bos_token_id`.
+
+transformers computes the angles of its sinusoids in single precision, and is off by 5e-5 at position 1,000 and 2e-4 at
+4,000; ours are computed in double. So logits of texts of a thousand words differ by as much, in any precision.
 """
 
 from collections.abc import Mapping

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, GenerationConfig, MarianConfig
+from transformers import AutoTokenizer, GenerationConfig, MarianConfig, MarianTokenizer
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
@@ -25,6 +25,9 @@ from hf_attn.interchange.fairseq_names import (
 )
 from hf_attn.interchange.loading import Family, Opened
 from hf_attn.interchange.names import Change, Names, Row, looked_at
+from hf_attn.interchange.opus_tokenizer_export import export_marian_tokenizer
+from hf_attn.tokenization_opus import OpusTokenizer
+from hf_attn.tokenization_translator import save_tokenizer
 from hf_attn.training.checkpoints import whole_directory
 
 logger = logging.get_logger(__name__)
@@ -136,7 +139,18 @@ def export_transformers(model: Any, output_dir: str | os.PathLike, tokenizer: An
         _their_config(config, model.dtype).save_pretrained(temporary)
         _their_search_settings(model).save_pretrained(temporary)
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            _write_tokenizer(tokenizer, temporary)
+
+
+def _write_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """As a MarianTokenizer if it was one, else as it is."""
+    if isinstance(tokenizer, OpusTokenizer):
+        export_marian_tokenizer(tokenizer, directory)
+        return
+    save_tokenizer(tokenizer, directory)
+    name = type(tokenizer).__name__
+    if name != MarianTokenizer.__name__:
+        logger.warning(f"the tokenizer stays a {name}: AutoTokenizer reads it, and MarianTokenizer does not")
 
 
 def _their_config(config: AttnTranslatorConfig, dtype: torch.dtype) -> MarianConfig:

@@ -31,7 +31,7 @@ def convert_pickled_weights(directory: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError: if nothing pickled is there.
         FileExistsError: if there are safetensors already.
-        ValueError: if a file holds anything but tensors by name, or is broken.
+        ValueError: if a file holds anything but tensors by name, or is broken; what was written before it is removed.
     """
     directory = Path(directory)
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
@@ -42,13 +42,37 @@ def convert_pickled_weights(directory: str | Path) -> list[Path]:
         if not (directory / WEIGHTS_NAME).exists():
             raise FileNotFoundError(f"{directory} has neither {WEIGHTS_NAME} nor {WEIGHTS_INDEX_NAME}")
         return [_convert(directory / WEIGHTS_NAME, directory / SAFE_WEIGHTS_NAME)]
-    stored = json.loads(index.read_text(encoding="utf-8"))
+    stored = read_index(index)
     names = {name: _safe_name(name) for name in sorted(set(stored["weight_map"].values()))}
-    written = [_convert(directory / name, directory / safe) for name, safe in names.items()]
-    stored["weight_map"] = {weight: names[name] for weight, name in stored["weight_map"].items()}
-    with whole_file(directory / SAFE_WEIGHTS_INDEX_NAME) as temporary:  # last: from now on these are loaded
-        temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    if there := [safe for safe in names.values() if (directory / safe).exists()]:
+        raise FileExistsError(f"{directory / there[0]} is there already; move it away")
+    written: list[Path] = []
+    try:
+        for name, safe in names.items():
+            written.append(_convert(directory / name, directory / safe))
+        stored["weight_map"] = {weight: names[name] for weight, name in stored["weight_map"].items()}
+        with whole_file(directory / SAFE_WEIGHTS_INDEX_NAME) as temporary:  # last: from now on these are loaded
+            temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    except BaseException:
+        for path in written:
+            path.unlink()
+        raise
     return [*written, directory / SAFE_WEIGHTS_INDEX_NAME]
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """What the index of several files of weights holds: under "weight_map", the file of each tensor.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(name, str) for name in stored["weight_map"].values()):
+            raise ValueError("a file has no name")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or download it again") from error
+    return stored
 
 
 def _safe_name(name: str) -> str:

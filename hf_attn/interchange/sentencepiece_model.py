@@ -1,11 +1,11 @@
-"""A SentencePiece model file (.spm, .model), read without the library that wrote it.
+"""A SentencePiece model file (.spm, .model), read and written without the library that makes them.
 
 It is one protocol buffer message, of which a tokenizer needs three parts: the pieces with their scores, how text is
 normalised, and what kind of model it is (sentencepiece_model.proto in google/sentencepiece gives the numbers below).
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +70,41 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
         )
     except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
         raise ValueError(f"{path} is no SentencePiece model, or is damaged ({error}); copy it again") from error
+
+
+def write_sentencepiece(path: Path, pieces: Iterable[tuple[str, float]], charsmap: bytes) -> None:
+    """Write an unigram model; whatever else a model may say is as SentencePiece has it by default.
+
+    Args:
+        pieces: normal ones with their log-probabilities. `<unk>`, `<s>` and `</s>` are written before them.
+        charsmap: as `SentencePieceModel` has it.
+    """
+    special = [Piece("<unk>", 0, UNKNOWN), Piece("<s>", 0, CONTROL), Piece("</s>", 0, CONTROL)]
+    listed = [*special, *(Piece(text, score, NORMAL) for text, score in pieces)]
+    message = [_written(PIECE, _written_piece(piece)) for piece in listed]
+    message.append(_written(TRAINER, _written(3, 1)))  # "unigram" of KINDS
+    message.append(_written(NORMALIZER, _written(2, charsmap)))
+    path.write_bytes(b"".join(message))
+
+
+def _written_piece(piece: Piece) -> bytes:
+    score = _written_varint(2 << 3 | FOUR_BYTES) + struct.pack("<f", piece.score)
+    return _written(1, piece.text.encode()) + score + _written(3, piece.type)
+
+
+def _written(number: int, value: int | bytes) -> bytes:
+    """A field: its number, and a whole number or bytes."""
+    if isinstance(value, int):
+        return _written_varint(number << 3 | VARINT) + _written_varint(value)
+    return _written_varint(number << 3 | BYTES) + _written_varint(len(value)) + value
+
+
+def _written_varint(value: int) -> bytes:
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
 
 
 def _piece(message: bytes) -> Piece:

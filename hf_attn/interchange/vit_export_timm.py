@@ -87,7 +87,10 @@ def _lacking(config: AttnViTConfig, tensors: dict[str, torch.Tensor]) -> Iterato
         yield f"activation_function {config.activation_function!r}"
     if config.layer_norm_eps not in ARCHITECTURES:
         known = " or ".join(map(str, ARCHITECTURES))
-        yield f"layer_norm_eps {config.layer_norm_eps}: set {known} in config.json, if answers may differ by that"
+        yield (
+            f"layer_norm_eps {config.layer_norm_eps}: set {known} in config.json, if answers may differ by that "
+            "(1e-12 and 1e-06 make 2e-4 to 2e-3 in the logits of a random ViT-base)"
+        )
     rows, columns = config.grid_shape
     padded = rows * config.patch_shape[0], columns * config.patch_shape[1]
     if padded != config.image_shape:
