@@ -135,10 +135,9 @@ class BeamSearch:
     def advance_by_logits(self, logits: torch.Tensor, bans: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """As `advance` by the logits' log-softmax, where nothing counts but it and `bans`; few are looked at twice."""
         count = min(self._wanted(), logits.shape[-1])
-        normaliser = logits.logsumexp(dim=-1, keepdim=True)
-        bans.apply(logits, self.sequences.shape[-1])
-        found, word = top_k(logits, count)
-        log_probs = found - normaliser
+        all_log_probs = logits.log_softmax(dim=-1)
+        bans.apply(all_log_probs, self.sequences.shape[-1])
+        log_probs, word = top_k(all_log_probs, count)
         scores = (self.scores[:, :, None] + log_probs.unflatten(0, self.scores.shape)).flatten(1)
         score, index = scores.topk(min(self._wanted(), scores.shape[1]))
         word = word.unflatten(0, self.scores.shape).flatten(1).gather(1, index)

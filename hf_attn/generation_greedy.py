@@ -8,6 +8,7 @@ from transformers.generation import (
     StoppingCriteriaList,
 )
 
+from .generation_beam_search import top_k
 from .generation_constraints import MaxLengthPerSentence
 from .generation_steps import Bans, DecodingSteps, know_no_rows
 from .inference_translator import Decoding
@@ -55,7 +56,7 @@ def greedy_search(
             scores = logits_processor(so_far[:, :now], logits.clone() if record else logits)
         for name, values in record.items():
             values.append({"scores": scores, "logits": logits}[name])
-        words = scores.argmax(dim=-1)
+        words = top_k(scores, 1)[1][:, 0]
         so_far[:, now] = words if drops else words.masked_fill(is_done, pad_token_id)
         words_left = words_left - 1
         is_done = is_done | (words_left <= 0)

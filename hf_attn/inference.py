@@ -131,7 +131,7 @@ class Int8Linear(ReadyLinear):
     def __call__(self, x, add=None):
         scales = torch.add(self.least, x.abs().amax(dim=-1, keepdim=True), alpha=1 / self.levels)
         y = self.product(x / scales, 1.0, self.levels + 1, self.weight)
-        y = torch.addcmul(self.bias, y, scales)
+        torch.addcmul(self.bias, y, scales, out=y)
         y = y if self.activation is None else self.activation(y)
         return y if add is None else y.add_(add)
 

@@ -70,29 +70,33 @@ class ReadyEncoder(Twin):
 
 
 class KeysAndValues:
-    """Those of one decoder layer, (rows, heads, words, head_dim) each, in a block that grows."""
+    """Those of one decoder layer in a block that grows: words first, so that those so far lie together."""
 
     def __init__(self) -> None:
         self.length = 0
-        self.block: torch.Tensor | None = None  # (keys and values, rows, heads, words and room for more, head_dim)
+        self.block: torch.Tensor | None = None  # (words and room for more, 2: keys and values, rows, heads, head_dim)
+        self.spare: torch.Tensor | None = None
 
     def append(self, one: torch.Tensor) -> torch.Tensor:
         """Keys and values of one word more, (2, rows, heads, head_dim) → of all, (2, rows, heads, words, head_dim)"""
-        if self.block is None or self.length == self.block.shape[3]:
-            grown = one.new_empty(*one.shape[:3], 2 * self.length or BLOCK, one.shape[3])
+        if self.block is None or self.length == len(self.block):
+            grown = one.new_empty(2 * self.length or BLOCK, *one.shape)
             if self.block is not None:
-                grown[:, :, :, : self.length] = self.block
-            self.block = grown
-        self.block[:, :, :, self.length] = one
+                grown[: self.length] = self.block
+            self.block, self.spare = grown, None
+        self.block[self.length] = one
         self.length += 1
-        return self.block[:, :, :, : self.length]
+        return self.block[: self.length].permute(1, 2, 3, 0, 4)
 
     def pick(self, rows: torch.Tensor) -> None:
         """Go on with the chosen rows, in their order."""
-        if self.block is not None:
-            new = self.block.new_empty(2, len(rows), *self.block.shape[2:])
-            new[:, :, :, : self.length] = self.block[:, :, :, : self.length].index_select(1, rows)
-            self.block = new
+        if self.block is None:
+            return
+        words, both, _, *of_row = self.block.shape
+        if self.spare is None or self.spare.shape[2] != len(rows):
+            self.spare = self.block.new_empty(words, both, len(rows), *of_row)
+        torch.index_select(self.block[: self.length], 2, rows, out=self.spare[: self.length])
+        self.block, self.spare = self.spare, self.block
 
 
 class ReadyDecoderLayer:

@@ -130,7 +130,7 @@ def test_the_memory_is_kept_once_per_sentence():
         decoding.pick(torch.arange(6).repeat_interleave(5))
         decoding.step(torch.arange(30) + 3)
     assert {len(key) for key, _ in decoding.memory} == {6}
-    assert {words.block.shape[1] for words in decoding.words} == {30}
+    assert {words.block.shape[2] for words in decoding.words} == {30}
 
 
 def twin_arguments(model):
