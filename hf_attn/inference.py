@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from transformers.utils.output_capturing import _active_collector
 
 from .attention import MultiHeadAttention
-from .linear import Linear, linear, onednn_is_faster, onednn_layout, onednn_linear, onednn_works
+from .linear import Linear, linear, onednn_is_faster, onednn_layout, onednn_works
 
 DTYPES = (None, torch.float32, torch.bfloat16, torch.int8)
 IN_ONEDNN = {  # activations of transformers that oneDNN computes inside a product, and their names there
@@ -98,9 +98,15 @@ class OneDnnLinear(ReadyLinear):
         if self.fused != "none":
             self.activation = None
         self.weight = onednn_layout(self.weight, ROWS)
+        # As `onednn_linear`. Below `_op` Python no longer asks of each argument whether it is a fake, which takes as
+        # long as a small product.
+        operators = torch.ops.mkldnn._linear_pointwise
+        self.product, self.sum = operators.default._op, operators.binary._op
 
     def __call__(self, x, add=None):
-        y = onednn_linear(x, self.weight, self.bias, self.fused, self.algorithm, add)
+        if add is not None:
+            return self.sum(x, add, self.weight, self.bias, "add")
+        y = self.product(x, self.weight, self.bias, self.fused, [], self.algorithm)
         return y if self.activation is None else self.activation(y)
 
 
@@ -116,8 +122,7 @@ class Int8Linear(ReadyLinear):
         super().__init__(layers, torch.float32, activation, bias, scale)
         self.levels = 127 if _has_vnni() else 63
         self.least = torch.tensor(1e-20)  # of a row of zeros
-        # float32 rows, to be divided by a scale and moved by a zero point → float32. Below `_op` Python no longer asks
-        # of each argument whether it is a fake, which takes a fourth of a small product's time.
+        # float32 rows, to be divided by a scale and moved by a zero point → float32
         self.product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op
         scales = (self.weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         whole = (self.weight / scales[:, None]).round().to(torch.int8)
