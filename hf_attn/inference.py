@@ -30,6 +30,7 @@ IN_ONEDNN = {  # activations of transformers that oneDNN computes inside a produ
 }
 CAPTURING = "output_capturing_hook"  # transformers' name of its hooks
 MOST_KEYS = 1024  # up to which the scores of a head are worth writing out
+IN_CACHE = 2**22  # bytes of scores that are worth keeping near the processor until they are read
 KEPT = 31 * 2**20  # bytes
 ROWS = 256  # for which the layout is chosen
 
@@ -225,9 +226,23 @@ def attend(
     `mask` is added to the scores, (batch, 1, 1 or queries, keys).
     """
     if _formula_is_faster(query, key):
-        scores = (query if scaling == 1 else query * scaling) @ key.transpose(-2, -1)
-        return (scores if mask is None else scores + mask).softmax(dim=-1) @ value
+        query = query if scaling == 1 else query * scaling
+        size = query[0, ..., 0].numel() * key.shape[-2] * query.element_size()  # bytes of a row's scores
+        some = max(1, IN_CACHE // size)
+        if some >= len(query):
+            return _formula(query, key, value, mask)
+        attended = torch.empty_like(query)
+        for i in range(0, len(query), some):
+            rows = slice(i, i + some)
+            attended[rows] = _formula(query[rows], key[rows], value[rows], None if mask is None else mask[rows])
+        return attended
     return nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scaling)
+
+
+def _formula(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    scores = query @ key.transpose(-2, -1)
+    scores = scores if mask is None else scores.add_(mask)
+    return torch.softmax(scores, dim=-1, out=scores) @ value
 
 
 def joined(heads: torch.Tensor) -> torch.Tensor:

@@ -177,7 +177,8 @@ def _stays_float32() -> bool:
 
 
 def _is_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    return bool(((found - expected).abs().max() / expected.abs().max()) < 4 * torch.finfo(dtype).eps)
+    """Sums in float32 differ by their order, those rounded to bfloat16 by a thousand times as much."""
+    return bool(((found - expected).abs().max() / expected.abs().max()) < max(1e-5, 4 * torch.finfo(dtype).eps))
 
 
 def _gain() -> float:
