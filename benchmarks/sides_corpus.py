@@ -33,7 +33,7 @@ def build(side: str, row: dict[str, Any], files: Path, threads: int) -> Task:
     if side == "transformers":
         return _transformers(texts, row, files / "copier-transformers")
     translate = translation_pipeline(hf_attn_model(files / "copier", row["dtype"]), files / "copier")
-    options = {} if side == TWO else {"workers": 1}
+    options = {"workers": threads} if side == TWO else {}
 
     def call() -> list[str]:
         translated = translate(texts, num_beams=1, max_new_tokens=LONGEST, **options)

@@ -15,7 +15,7 @@ class Batching(NamedTuple):
     max_tokens_per_batch: int = 4096
     batch_size: int | None = None
     look_ahead: int = 2048
-    workers: int | None = None
+    workers: int = 1
     progress: bool | None = None
 
     def take(self, options: dict[str, Any]) -> "Batching":
@@ -28,11 +28,11 @@ class Batching(NamedTuple):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number from 1")
         return new
 
-    def max_tokens(self, tokens: int, workers: int) -> int:
-        """Of a batch, where so many tokens are for so many workers: none shall wait long for the last one."""
-        if workers == 1:
+    def max_tokens(self, tokens: int) -> int:
+        """Of a batch, where there are so many tokens: no worker shall wait long for the last one."""
+        if self.workers == 1:
             return self.max_tokens_per_batch
-        return min(self.max_tokens_per_batch, max(SMALL, tokens // (4 * workers)))
+        return min(self.max_tokens_per_batch, max(SMALL, tokens // (4 * self.workers)))
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> list[list[int]]:

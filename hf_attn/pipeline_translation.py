@@ -6,7 +6,6 @@ text → sentences → token ids → batches of like lengths → `generate()` �
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from .generation_scoring import CrossAttention, read_again
 from .pipeline_alignment import WordAlignment, align_words, first_words, moses_format
 from .pipeline_batches import Batching, items, pad_right, token_batches
 from .pipeline_segmentation import Segment, join_segments, split_long, split_sentences
+from .pipeline_workers import can_fork, side_by_side
 from .tokenization_translator import check_text, save_tokenizer
 
 MAX_NEW_TOKENS = 512  # for models that say nothing of their own: transformers' 20 would cut most sentences
@@ -56,9 +56,9 @@ class TranslationPipeline(Pipeline):
     max_tokens_per_batch: source tokens in a batch, padding included; every beam reads them again. 4096 by default.
     batch_size: sentences in a batch at most; no bound by default.
     look_ahead: sentences that are read, sorted and translated together. 2048 by default.
-    workers: threads that translate batches side by side, torch's threads divided among them. By default as many as
-        torch has on a CPU, where small products gain little from a second thread; and one on a GPU, where there is
-        sampling or alignment, or where rules of the caller's own might see the batches.
+    workers: processes that translate batches side by side, each with its share of torch's threads: on a CPU, where
+        small products gain little from a second thread, the fastest for hundreds of sentences and more. They share the
+        memory of the model. 1 by default.
     progress: whether to show a progress bar on stderr; by default where long input meets a terminal.
     max_source_length: tokens of a sentence, `</s>` included, above which it is split; by default what the tokenizer
         and the model's positions allow.
@@ -179,28 +179,16 @@ class TranslationPipeline(Pipeline):
         lengths = [len(text["input_ids"][i]) for text, i in places]
         to_translate = sum(len(text["segments"][i].text) for text, i in places)
         bar.update(sum(text["characters"] for text in window) - to_translate)
-        workers = self._workers(batching, forward_params)
-        batches = token_batches(lengths, batching.max_tokens(sum(lengths), workers), batching.batch_size)
+        self._check_workers(batching.workers, forward_params)
+        batches = token_batches(lengths, batching.max_tokens(sum(lengths)), batching.batch_size)
         sources = [[places[place][0]["input_ids"][places[place][1]] for place in batch] for batch in batches]
         with _evaluating(self.model):
-            made = self._outputs(sources, workers, forward_params)
+            made = self._outputs(sources, batching.workers, forward_params)
             for batch, read, outputs in zip(batches, sources, made, strict=True):
                 for place, hypotheses in zip(batch, self._hypotheses(outputs, read), strict=True):
                     text, i = places[place]
                     text["hypotheses"][i] = hypotheses
                     bar.update(len(text["segments"][i].text))
-
-    def _workers(self, batching: Batching, forward_params: dict[str, Any]) -> int:
-        """How many threads translate batches, each with its share of torch's."""
-        threads = torch.get_num_threads()
-        if batching.workers is not None:
-            return min(batching.workers, threads)
-        with_memory = {"logits_processor", "stopping_criteria", "streamer", "prefix_allowed_tokens_fn"}
-        config = forward_params.get("generation_config") or self.model.generation_config
-        samples = forward_params.get("do_sample", config.do_sample)  # in the order in which batches come
-        records = forward_params.get("return_alignments")  # in the layers, which all workers share
-        alone = samples or records or with_memory & forward_params.keys() or torch.is_autocast_enabled("cpu")
-        return 1 if alone or self.device.type != "cpu" else threads
 
     def _outputs(
         self, sources: list[list[list[int]]], workers: int, forward_params: dict[str, Any]
@@ -211,17 +199,19 @@ class TranslationPipeline(Pipeline):
             return self.forward(pad_right(batch, self.tokenizer.pad_token_id), **forward_params)
 
         workers = min(workers, len(sources))
-        if workers <= 1:
-            yield from map(run, sources)
+        return map(run, sources) if workers <= 1 else side_by_side(run, sources, workers)
+
+    def _check_workers(self, workers: int, forward_params: dict[str, Any]) -> None:
+        """Refuse several workers where they could not do what one does."""
+        if workers == 1:
             return
-        threads = torch.get_num_threads()
-        try:
-            with ThreadPoolExecutor(
-                workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
-            ) as pool:
-                yield from pool.map(run, sources)
-        finally:
-            torch.set_num_threads(threads)  # which new threads would take over from the last that was set
+        if self.device.type != "cpu" or not can_fork():
+            raise ValueError(f"{workers} workers need a model on the CPU, and Linux; leave workers out")
+        config = forward_params.get("generation_config") or self.model.generation_config
+        if forward_params.get("do_sample", config.do_sample):
+            raise ValueError(
+                f"{workers} workers would all draw the same random numbers; leave workers out, or sampling"
+            )
 
     # --- one text: the stages of every pipeline --------------------------------------------------------------------
 

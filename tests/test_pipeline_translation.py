@@ -1,7 +1,7 @@
 """The pipeline: texts come back whole and in order, each as if alone, with what the model says of them."""
 
 import itertools
-import threading
+import os
 
 import datasets
 import pytest
@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
+from hf_attn import pipeline_translation
 from hf_attn.pipeline_batches import SMALL, Batching
 from hf_attn.pipeline_translation import TranslationPipeline, register_translation_pipeline
+from hf_attn.pipeline_workers import can_fork, side_by_side
 from hf_attn.tokenization_translator import train_tokenizer
 from tests.tiny import tiny_translator
 
@@ -403,52 +405,47 @@ def test_bad_options_are_refused(options, message):
 
 # --- workers ---------------------------------------------------------------------------------------------------------
 
+forks = pytest.mark.skipif(not can_fork(), reason="workers are forked")
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "n_best": 2}, {"return_token_scores": True}], ids=str)
-def test_workers_change_nothing_and_leave_torch_its_threads(options, monkeypatch):
+
+@forks
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3, "n_best": 2}, {"return_token_scores": True}, {"return_alignments": True}], ids=str
+)
+def test_workers_change_nothing(options, monkeypatch):
     translate, threads = tiny_pipeline(), torch.get_num_threads()
     translate.model.train()  # dropout must be off for all of them, and training go on afterwards
     texts = [text * 3 for text in TEXTS * 4]
-    alone = translate(texts, workers=1, batch_size=3, **options)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    seen = set()
-    forward = translate._forward
-    translate._forward = lambda *a, **k: seen.add(threading.current_thread().name) or forward(*a, **k)
-    together = translate(texts, batch_size=3, **options)
-    monkeypatch.undo()
-    assert together == alone
-    assert len(seen) > 1 and "MainThread" not in seen
-    assert translate.model.training
-    torch.set_num_threads(threads)
+    alone = translate(texts, batch_size=3, **options)
+    side_by_side, asked = pipeline_translation.side_by_side, []
+    monkeypatch.setattr(pipeline_translation, "side_by_side", lambda *a: asked.append(a[2]) or side_by_side(*a))
+    assert translate(texts, batch_size=3, workers=2, **options) == alone
+    assert asked == [2]
+    assert translate.model.training and torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"do_sample": True},
-        {"return_alignments": True},
-        {"stopping_criteria": transformers.StoppingCriteriaList()},
-        {"workers": 1},
-    ],
-    ids=str,
-)
-def test_one_worker_where_batches_must_come_one_after_the_other(options, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    translate, seen = tiny_pipeline(), set()
-    forward = translate._forward
-    translate._forward = lambda *a, **k: seen.add(threading.current_thread().name) or forward(*a, **k)
-    translate(TEXTS * 4, batch_size=3, **options)
-    assert seen == {"MainThread"}
+@forks
+def test_workers_are_other_processes_and_results_come_in_order():
+    made = list(side_by_side(lambda item: {"item": torch.tensor([item, os.getpid()])}, range(20), workers=2))
+    assert [one["item"][0].item() for one in made] == list(range(20))
+    assert os.getpid() not in {one["item"][1].item() for one in made}
 
 
-def test_an_error_in_a_worker_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+@forks
+def test_an_error_in_a_worker_reaches_the_caller():
     with pytest.raises(ValueError, match="no_such_option"):
-        tiny_pipeline()(TEXTS * 4, batch_size=3, no_such_option=1)
+        tiny_pipeline()(TEXTS * 4, batch_size=3, workers=2, no_such_option=1)
+
+
+def test_several_workers_are_refused_where_they_would_do_something_else(monkeypatch):
+    with pytest.raises(ValueError, match="2 workers would all draw the same random numbers"):
+        tiny_pipeline()(TEXTS, workers=2, do_sample=True)
+    monkeypatch.setattr(pipeline_translation, "can_fork", lambda: False)
+    with pytest.raises(ValueError, match="2 workers need a model on the CPU, and Linux"):
+        tiny_pipeline()(TEXTS, workers=2)
 
 
 def test_many_workers_get_many_batches():
-    batching = Batching(max_tokens_per_batch=4096)
-    assert batching.max_tokens(100_000, workers=1) == batching.max_tokens(100_000, workers=2) == 4096
-    assert batching.max_tokens(8_000, workers=2) == 1000
-    assert batching.max_tokens(100, workers=2) == SMALL
+    assert Batching().max_tokens(100_000) == Batching(workers=2).max_tokens(100_000) == 4096
+    assert Batching(workers=2).max_tokens(8_000) == 1000
+    assert Batching(workers=2).max_tokens(100) == SMALL

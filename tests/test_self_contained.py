@@ -62,6 +62,7 @@ FILES = {
         "pipeline_batches.py",
         "pipeline_segmentation.py",
         "pipeline_translation.py",
+        "pipeline_workers.py",
         "positions.py",
         "self_contained.py",
         "tokenization_translator.py",
