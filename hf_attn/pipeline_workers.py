@@ -3,11 +3,9 @@
 Threads would wait for each other: between two small products of a step Python's lock changes hands.
 """
 
-import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ _function: Callable[[Any], dict[str, torch.Tensor]]  # of a worker
 
 def can_fork() -> bool:
     """Whether this system copies processes: Linux does; macOS could, but its libraries do not bear it."""
-    return sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+    return sys.platform == "linux"
 
 
 def side_by_side(
@@ -27,6 +25,9 @@ def side_by_side(
 
     The workers share this process's memory, a model's weights for example, and its threads are divided among them.
     """
+    import multiprocessing  # not needed by many, and not quick to import
+    from concurrent.futures import ProcessPoolExecutor
+
     threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("fork")
     with warnings.catch_warnings():
