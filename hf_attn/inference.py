@@ -6,6 +6,9 @@ The model asks its twin wherever that may answer, and its layers wherever not: i
 attention or hidden states are asked for, where somebody hooked into a layer or records it.
 """
 
+import ctypes
+import mmap
+import sys
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -32,6 +35,7 @@ CAPTURING = "output_capturing_hook"  # transformers' name of its hooks
 MOST_KEYS = 1024  # up to which the scores of a head are worth writing out
 IN_CACHE = 2**22  # bytes of scores that are worth keeping near the processor until they are read
 KEPT = 31 * 2**20  # bytes
+PAGE_OUT = 21  # MADV_PAGEOUT, since Linux 5.4
 ROWS = 256  # for which the layout is chosen
 
 
@@ -69,6 +73,8 @@ class ReadyLinear:
         if scale is not None:
             weight, own_bias = weight * scale[:, None], own_bias * scale
         self.weight, self.bias = weight.to(dtype), own_bias.to(dtype)
+        for layer in layers:
+            let_go(layer.weight)
 
     def __call__(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
         """(..., inputs) → (..., outputs), activated, or with `add` added."""
@@ -79,6 +85,17 @@ class ReadyLinear:
 
 def _bias(layer: nn.Linear) -> torch.Tensor:
     return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+
+
+def let_go(weight: torch.Tensor) -> None:
+    """Tell Linux that a weight is not needed for now: what was mapped from a file need not stay in memory, and comes
+    back by itself when it is read (madvise(2), MADV_PAGEOUT). Elsewhere, and of what is no file, nothing happens."""
+    if sys.platform != "linux" or weight.device.type != "cpu" or not weight.is_contiguous():
+        return
+    first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = weight.data_ptr() + weight.numel() * weight.element_size() - first
+    if size >= mmap.PAGESIZE:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), PAGE_OUT)
 
 
 def _plain_layers(layers: nn.Linear | Sequence[nn.Linear]) -> list[nn.Linear]:
@@ -125,8 +142,9 @@ class Int8Linear(ReadyLinear):
         self.least = torch.tensor(1e-20)  # of a row of zeros
         # float32 rows, to be divided by a scale and moved by a zero point → float32
         self.product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op
-        scales = (self.weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        whole = (self.weight / scales[:, None]).round().to(torch.int8)
+        largest = torch.linalg.vector_norm(self.weight, torch.inf, dim=1)
+        scales = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
+        whole = self.weight.div_(scales[:, None]).round_().to(torch.int8)  # in place: a vocabulary's layer is large
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # says that such tensors will go; int8_works() asks whether they are there
             quantized = torch._make_per_channel_quantized_tensor(

@@ -1,6 +1,9 @@
 """Models prepared for inference against themselves: same answers, and the layers answer where a twin may not."""
 
 import copy
+import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,6 +177,23 @@ def test_another_number_format_is_refused():
         tiny_vit().prepare_for_inference(torch.float16)
     with pytest.raises(ValueError, match="int8"):
         tiny_vit().prepare_for_inference(torch.int8)
+
+
+def mapped_bytes() -> int:
+    """Of files, in this process's memory."""
+    return 1024 * int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that is told")
+def test_weights_of_a_file_that_a_twin_has_copied_leave_memory_and_come_back(tmp_path):
+    tiny_translator(vocab_size=200_000, hidden_size=64).save_pretrained(tmp_path)  # 51 MB
+    before = mapped_bytes()
+    model = type(tiny_translator()).from_pretrained(tmp_path)
+    total = sum(weight.double().sum() for weight in model.state_dict().values())
+    assert mapped_bytes() - before > 40e6
+    model.prepare_for_inference()
+    assert mapped_bytes() - before < 10e6
+    assert sum(weight.double().sum() for weight in model.state_dict().values()) == total
 
 
 @pytest.mark.skipif(not int8_works(), reason="no quantized operators")
