@@ -85,7 +85,10 @@ def import_command(
 def export(
     *,
     source: Annotated[str, typer.Argument(metavar="DIR", help="Directory, or name on the Hub, of a model.")],
-    to: Annotated[str, option("onnx, openvino, transformers, timm (ViT alone) or ctranslate2 (translators alone).")],
+    to: Annotated[
+        str,
+        option("onnx, openvino (pictures alone), transformers, timm (ViT alone) or ctranslate2 (translators alone)."),
+    ],
     output: Annotated[
         Path | None, option("Directory to write, not there yet.", "--output", "-o", show_default="DIR-TO beside DIR")
     ] = None,

@@ -1,30 +1,23 @@
 """Graphs for OpenVINO, run there beside the models in PyTorch, at sizes that the export has not seen."""
 
-import importlib
 import re
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor
 
-from hf_attn import AttnTranslatorForConditionalGeneration, AttnViTImageProcessor
+from hf_attn import AttnViTImageProcessor
 from hf_attn.interchange import openvino as exporting
-from hf_attn.interchange.exporting import export_model
-from hf_attn.interchange.openvino import CompiledGraphs, check_openvino, convert_graph, export_openvino
-from tests.test_cli import run
+from hf_attn.interchange.openvino import CompiledGraphs, convert_graph, export_openvino
+from tests.test_cli import refuse, run
 from tests.tiny import tiny_detr, tiny_vit
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-translate_onnx = importlib.import_module("translate_onnx")
-
 CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
@@ -46,11 +39,16 @@ def exported_vit(tmp_path_factory) -> Path:
     return Path(f"{directory}-openvino")
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 8, 72), (4, 3, 104, 40), (2, 3, 32, 32), (1, 3, 8, 8)])
 @torch.no_grad()
-def test_a_vit_takes_pictures_of_any_size(exported_vit, shape):
-    pixels = torch.randn(shape)
-    assert_close(outputs(exported_vit, pixel_values=pixels)["logits"], tiny_vit()(pixels).logits, **CLOSE)
+def test_a_vit_takes_pictures_of_any_size_one_after_another(exported_vit):
+    graphs, model = (
+        CompiledGraphs(exported_vit),
+        tiny_vit(),
+    )  # compiled once, and the code of the first picture is kept
+    for shape in ((1, 8, 8), (1, 8, 128), (4, 104, 40), (2, 32, 32), (1, 8, 72), (17, 128, 128)):
+        pixels = torch.randn(shape[0], 3, *shape[1:])
+        found = graphs.run("model.onnx", {"pixel_values": pixels})["logits"]
+        assert_close(torch.from_numpy(found), model(pixels).logits, **CLOSE)
 
 
 def test_files_of_a_vit(exported_vit):
@@ -97,52 +95,15 @@ def test_vits_of_other_kinds(tmp_path, fields):
 def test_a_detector_takes_pictures_of_any_size_without_padding(tmp_path):
     model = tiny_detr(encoder_layers=1, decoder_layers=1)
     export_openvino(model, tmp_path / "detr")
-    for shape in ((1, 3, 80, 50), (3, 3, 33, 129), (2, 3, 17, 64)):
+    graphs = CompiledGraphs(tmp_path / "detr")
+    for shape in ((1, 3, 17, 17), (1, 3, 256, 256), (1, 3, 80, 50), (3, 3, 33, 129), (2, 3, 17, 64)):
         pixels, mask = torch.randn(shape), torch.ones(shape[0], *shape[2:], dtype=torch.long)
-        expected, found = model(pixels), outputs(tmp_path / "detr", pixel_values=pixels, pixel_mask=mask)
-        assert_close(found["logits"], expected.logits, **CLOSE)
-        assert_close(found["pred_boxes"], expected.pred_boxes, **CLOSE)
+        expected, found = model(pixels), graphs.run("model.onnx", {"pixel_values": pixels, "pixel_mask": mask})
+        for name in ("logits", "pred_boxes"):
+            assert_close(torch.from_numpy(found[name]), expected[name], **CLOSE)
     mask[1, 12:] = 0
     for output in outputs(tmp_path / "detr", pixel_values=pixels, pixel_mask=mask).values():
         assert output[0].isfinite().all() and output[1].isnan().all()
-
-
-# --- the translator --------------------------------------------------------------------------------------------------
-
-
-class Session:
-    """A graph of OpenVINO in the place of onnxruntime's InferenceSession."""
-
-    def __init__(self, path: Path):
-        self.graphs, self.name = CompiledGraphs(path.parent), path.name
-        self.outputs: list[str] = []
-
-    def run(self, names: None, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        found = self.graphs.run(self.name, {name: torch.from_numpy(value) for name, value in inputs.items()})
-        self.outputs = list(found)
-        return list(found.values())
-
-    def get_outputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name=name) for name in self.outputs]
-
-
-@pytest.mark.slow
-def test_greedy_translations(translator_directory, tmp_path, monkeypatch):
-    directory = export_model(translator_directory, "openvino", tmp_path / "translator")
-    assert {path.name for path in directory.iterdir()} == {
-        *("encoder.xml", "encoder.bin", "decoder.xml", "decoder.bin", "config.json", "generation_config.json"),
-        *("tokenizer.json", "tokenizer_config.json"),
-    }
-    model = AttnTranslatorForConditionalGeneration.from_pretrained(translator_directory)
-    assert check_openvino(model, directory) <= 1e-5
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    texts = ["Das ist ein Satz.", "Noch ein Satz folgt darauf.", "Ein Satz", "", "Das", "folgt ein Satz darauf, noch"]
-    batch = tokenizer(texts, return_tensors="pt", padding=True)
-    expected = model.generate(**batch, num_beams=1, do_sample=False)
-    monkeypatch.setattr(translate_onnx.onnxruntime, "InferenceSession", Session)
-    found = translate_onnx.OnnxTranslator(directory).generate(*(batch[name].numpy() for name in batch))
-    assert len({tuple(words) for words in found}) > 3
-    assert [words + [1] * (expected.shape[1] - 1 - len(words)) for words in found] == expected[:, 1:].tolist()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -161,6 +122,12 @@ def test_graphs_that_differ_are_not_kept(exported_vit, tmp_path, monkeypatch):
     assert export_openvino(tiny_vit(), tmp_path / "vit").files == [tmp_path / "vit" / "model.xml"]
     with pytest.raises(FileExistsError, match="there already"):
         export_openvino(tiny_vit(), tmp_path / "vit")
+
+
+def test_translators_are_refused(translator_directory, tmp_path):
+    said = refuse("export", translator_directory, "--to", "openvino", "--output", tmp_path / "translator")
+    assert "wrong logits" in said and "export it to onnx or ctranslate2" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_openvino_cannot_read(tmp_path):

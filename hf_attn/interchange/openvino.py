@@ -1,11 +1,12 @@
-"""Our models for OpenVINO, which runs them fast on CPUs of Intel: the graphs of ONNX as it stores them, each checked.
+"""ViT and DETR for OpenVINO, which runs them fast on CPUs of Intel: model.xml with its weights, in model.bin, checked.
 
-    translator  encoder.xml, decoder.xml: one token with cache
-    ViT         model.xml
-    DETR        model.xml
+Inputs and outputs are those of the graph in hf_attn/interchange/onnx.py, of which it is made. Weights are float32; at
+which precision OpenVINO computes is chosen when a graph is compiled, by INFERENCE_PRECISION_HINT.
 
-with inputs and outputs as those of hf_attn/interchange/onnx.py. Weights are float32 and lie in a .bin beside each
-.xml; at which precision it computes is chosen when a graph is compiled, by INFERENCE_PRECISION_HINT.
+Translators are refused. OpenVINO 2026.4 keeps the code that it made for the first word, whose query sees one key, and
+runs it for all that follow; on a CPU with AVX-512 all logits are wrong from the 16th word on (by 1 to 5, where those of
+onnxruntime are right to 2e-6). They are right with CPU_RUNTIME_CACHE_CAPACITY 0, but that is set by those who run a
+graph, not in the graph.
 """
 
 import os
@@ -26,21 +27,26 @@ def export_openvino(model: Any, output_dir: str | os.PathLike, processor: Any | 
     """Write a model for OpenVINO, checked there against PyTorch at other sizes than it was traced with.
 
     Args:
-        model: a translator, classifier, ViT without a head, or detector of this package, in eval mode, on the CPU and
-            in float32.
+        model: a classifier, ViT without a head, or detector of this package, in eval mode, on the CPU and in float32.
         output_dir: not there yet, or empty.
         processor: its tokenizer or image processor, to be saved beside the graphs.
 
     Raises:
         FileExistsError: if there is something in `output_dir`.
         ImportError: if openvino or onnxscript is not installed.
-        ValueError: if it is another model, or one that cannot be traced, or a graph that OpenVINO cannot read or that
+        ValueError: if it is a translator or another model, or one that cannot be traced, or a graph that OpenVINO cannot read or that
             gives other outputs there; nothing is then written.
     """
     _check_installed()
     output = Path(output_dir)
     check_new_directory(output)
-    graphs = kind_of(model).graphs(model)
+    kind = kind_of(model)
+    if model.can_generate():
+        raise ValueError(
+            f"OpenVINO computes wrong logits for {type(model).__name__}, from the 16th word of a translation on; "
+            "export it to onnx or ctranslate2"
+        )
+    graphs = kind.graphs(model)
     names = [_stored(graph.name) for graph in graphs]
     with whole_directory(output.absolute()) as temporary, TemporaryDirectory() as of_onnx:
         for graph, name in zip(graphs, names, strict=True):
