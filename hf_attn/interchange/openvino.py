@@ -4,8 +4,8 @@ Inputs and outputs are those of the graph in hf_attn/interchange/onnx.py, of whi
 which precision OpenVINO computes is chosen when a graph is compiled, by INFERENCE_PRECISION_HINT.
 
 Translators are refused. OpenVINO 2026.4 keeps the code that it made for the first word, whose query sees one key, and
-runs it for all that follow; on a CPU with AVX-512 all logits are wrong from the 16th word on (by 1 to 5, where those of
-onnxruntime are right to 2e-6). They are right with CPU_RUNTIME_CACHE_CAPACITY 0, but that is set by those who run a
+runs it for all that follow; on a CPU with AVX-512 all logits are wrong from the 16th word on, by 1 to 5, where those
+of onnxruntime are right to 2e-6. They are right with CPU_RUNTIME_CACHE_CAPACITY 0, but that is set by those who run a
 graph, not in the graph.
 """
 
@@ -34,8 +34,8 @@ def export_openvino(model: Any, output_dir: str | os.PathLike, processor: Any | 
     Raises:
         FileExistsError: if there is something in `output_dir`.
         ImportError: if openvino or onnxscript is not installed.
-        ValueError: if it is a translator or another model, or one that cannot be traced, or a graph that OpenVINO cannot read or that
-            gives other outputs there; nothing is then written.
+        ValueError: if it is a translator or another model, or one that cannot be traced, or a graph that OpenVINO
+            cannot read or that gives other outputs there; nothing is then written.
     """
     _check_installed()
     output = Path(output_dir)
