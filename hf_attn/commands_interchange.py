@@ -85,7 +85,10 @@ def import_command(
 def export(
     *,
     source: Annotated[str, typer.Argument(metavar="DIR", help="Directory, or name on the Hub, of a model.")],
-    to: Annotated[str, option("onnx, transformers, timm (ViT alone) or ctranslate2 (translators alone).")],
+    to: Annotated[
+        str,
+        option("onnx, openvino (pictures alone), transformers, timm (ViT alone) or ctranslate2 (translators alone)."),
+    ],
     output: Annotated[
         Path | None, option("Directory to write, not there yet.", "--output", "-o", show_default="DIR-TO beside DIR")
     ] = None,
@@ -93,8 +96,8 @@ def export(
 ) -> None:
     """Write a model of this package for another library, with its processor or tokenizer.
 
-    What the other library lacks is an error that names it; nothing is then written. ONNX is checked in onnxruntime
-    before it is there.
+    What the other library lacks is an error that names it; nothing is then written. ONNX is checked in onnxruntime,
+    and OpenVINO's graphs in OpenVINO, before they are there.
     """
     place = Path(source) if Path(source).is_dir() else Path(Path(source).name)
     output = output or place.with_name(f"{place.absolute().name}-{to}")

@@ -175,7 +175,10 @@ except SystemExit as leaving:
     for arguments, message in (
         (["import", directory, tmp_path / "out", "--format", "x"], "--format 'x' is unknown; use detr-dc5-original, "),
         (["import", directory, directory], "is there already; give a directory that is not"),
-        (["export", directory, "--to", "jax"], "--to 'jax' is unknown; use ctranslate2, onnx, timm, transformers"),
+        (
+            ["export", directory, "--to", "jax"],
+            "--to 'jax' is unknown; use ctranslate2, onnx, openvino, timm, transformers",
+        ),
         (["export", directory, "--to", "onnx", "-o", directory], "is there already; give a directory that is not"),
     ):
         command = [sys.executable, "-c", "import sys; sys.argv[0] = 'hf-attn'\n" + code, *map(str, arguments)]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FORMATS = ("detr-dc5-original", "detr-original", "fairseq", "vit-jax", "vit-timm", "vit-torchvision")
-TARGETS = ("ctranslate2", "onnx", "timm", "transformers")
+TARGETS = ("ctranslate2", "onnx", "openvino", "timm", "transformers")
 
 
 def check_known(option: str, value: str | None, known: Iterable[str]) -> None:

@@ -26,6 +26,7 @@ EXPORTS = {
     "timm": {"attn_vit": "vit_export_timm.export_timm"},
     "ctranslate2": {"attn_translator": "ctranslate2.export_ctranslate2"},
     "onnx": dict.fromkeys(("attn_translator", "attn_vit", "attn_detr"), "onnx.export_onnx"),
+    "openvino": dict.fromkeys(("attn_translator", "attn_vit", "attn_detr"), "openvino.export_openvino"),
 }
 COMPANIONS = {
     "input_ids": (AutoTokenizer, TOKENIZER_CONFIG_FILE),
@@ -38,7 +39,7 @@ def export_model(source: str | Path, to: str, output_dir: str | Path) -> Path:
 
     Args:
         source: a directory that holds a model of ours, or a name on the Hub.
-        to: "transformers", "timm", "ctranslate2" or "onnx".
+        to: "transformers", "timm", "ctranslate2", "onnx" or "openvino".
         output_dir: not there yet, or empty.
 
     Raises:

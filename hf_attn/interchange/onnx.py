@@ -21,6 +21,7 @@ import torch
 from torch.onnx.errors import OnnxExporterError
 from transformers import PreTrainedTokenizerBase
 
+from hf_attn.interchange.early_checks import check_new_directory
 from hf_attn.interchange.onnx_checks import (
     Compared,
     Run,
@@ -64,19 +65,14 @@ def export_onnx(model: Any, output_dir: str | os.PathLike, processor: Any | None
     """
     _check_installed()
     output = Path(output_dir)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already; give a directory that is not")
-    kind = _kind(model)
+    check_new_directory(output)
+    kind = kind_of(model)
     with whole_directory(output.absolute()) as temporary:
         graphs = kind.graphs(model)
         for graph in graphs:
             write_graph(graph, temporary / graph.name)
         difference = check_onnx(model, temporary)
-        _write_settings(model, temporary)
-        if isinstance(processor, PreTrainedTokenizerBase):
-            save_tokenizer(processor, temporary)
-        elif processor is not None:
-            processor.save_pretrained(temporary)
+        write_beside(model, processor, temporary)
     return OnnxExport([output / graph.name for graph in graphs], difference)
 
 
@@ -89,13 +85,18 @@ def check_onnx(model: Any, directory: str | os.PathLike) -> float:
     Raises:
         ValueError: if it is more than 1e-4.
     """
-    return largest_difference(_kind(model).compare(model, Sessions(Path(directory)).run))
+    return largest_difference(kind_of(model).compare(model, Sessions(Path(directory)).run))
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def _kind(model: Any) -> "Kind":
+def kind_of(model: Any) -> "Kind":
+    """How the graphs of a model are made and compared.
+
+    Raises:
+        ValueError: if it is another model, or one that cannot be traced as it is.
+    """
     name = type(model).__name__  # not the class, which is another where the model's code came from the Hub
     if name not in KINDS:
         raise ValueError(f"the model is of class {name}, which has no graph in ONNX; these have: {', '.join(KINDS)}")
@@ -120,9 +121,14 @@ def _check_installed() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            f"export to ONNX needs packages that are not installed ({error}): pip install 'hf-attn[interchange]'"
-        ) from error
+        raise missing_package("ONNX", error) from error
+
+
+def missing_package(target: str, error: ImportError) -> ImportError:
+    return ImportError(
+        f"export to {target} needs a package that cannot be imported ({error}): pip install {error.name}, or "
+        "pip install 'hf-attn[interchange]' for all that exports need"
+    )
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -165,7 +171,8 @@ def _forget_origin(model: Any) -> None:
         value.metadata_props.clear()
 
 
-def _write_settings(model: Any, directory: Path) -> None:
+def write_beside(model: Any, processor: Any | None, directory: Path) -> None:
+    """Write the configuration of a model, the settings of `generate`, and its tokenizer or image processor."""
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     for name in ("auto_map", "custom_pipelines"):  # they name code, which is not here
@@ -174,6 +181,10 @@ def _write_settings(model: Any, directory: Path) -> None:
     config.save_pretrained(directory)
     if model.can_generate():
         model.generation_config.save_pretrained(directory)
+    if isinstance(processor, PreTrainedTokenizerBase):
+        save_tokenizer(processor, directory)
+    elif processor is not None:
+        processor.save_pretrained(directory)
 
 
 # --- which models have graphs ----------------------------------------------------------------------------------------

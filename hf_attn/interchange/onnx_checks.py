@@ -1,4 +1,4 @@
-"""What the graphs of our models give in onnxruntime beside what the models give in PyTorch."""
+"""What the graphs of our models give in onnxruntime, or another runtime, beside what the models give in PyTorch."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,12 +12,16 @@ from hf_attn.interchange.onnx_graphs import stride
 TOLERANCE = 1e-4  # of the larger of 1 and the largest output
 
 Tensors = Mapping[str, torch.Tensor]
-Run = Callable[[str, Tensors], dict[str, np.ndarray]]  # file name, inputs → outputs
+Run = Callable[[str, Tensors], dict[str, np.ndarray]]  # name of a graph, inputs → outputs
 Compared = Iterator[tuple[str, torch.Tensor, np.ndarray]]  # what it is, of the model, of the graph
 
 
-def largest_difference(compared: Compared) -> float:
+def largest_difference(compared: Compared, library: str = "ONNX", makers: str = "onnxruntime and onnxscript") -> float:
     """Of all that is compared, each divided by its largest value, where that is above 1.
+
+    Args:
+        library: what the graphs are of.
+        makers: the packages that make and run them.
 
     Raises:
         ValueError: if it is more than 1e-4, or shapes differ.
@@ -25,13 +29,13 @@ def largest_difference(compared: Compared) -> float:
     worst = 0.0
     for what, expected, found in compared:
         if tuple(expected.shape) != found.shape:
-            raise ValueError(f"{what} are {found.shape} in ONNX and {tuple(expected.shape)} in PyTorch")
+            raise ValueError(f"{what} are {found.shape} in {library} and {tuple(expected.shape)} in PyTorch")
         largest = max(1.0, float(expected.abs().max()))
         difference = float((torch.from_numpy(found) - expected).abs().max()) / largest
         if not difference <= TOLERANCE:  # nor NaN
             raise ValueError(
-                f"{what} differ by {difference:.1e} between ONNX and PyTorch, more than {TOLERANCE:.0e}; other "
-                "releases of onnxruntime and onnxscript may do better"
+                f"{what} differ by {difference:.1e} between {library} and PyTorch, more than {TOLERANCE:.0e}; other "
+                f"releases of {makers} may do better"
             )
         worst = max(worst, difference)
     return worst
