@@ -12,44 +12,7 @@ product that was measured on this machine in the same number format: 2048 x 2048
 CPUs, by oneDNN's linear layer, whichever is faster. A picture counts as two operations for each multiply-add of
 the paper's layers (17.6 billion for ViT-B/16), three times that in training.
 
-Measured on 2 threads of an AMD EPYC with AVX512-BF16, shared with others, hence the wide quartiles, by `--turns 9`:
-
-    classification, fp32, batch 1
-                                           img/s                     ratio    peak
-    hf_attn                     3.4 (3.2 to 3.9)                               57%
-    transformers                3.5 (3.4 to 4.0)       0.91 (0.88 to 1.11)     59%
-    timm                        3.6 (3.4 to 3.9)       0.99 (0.90 to 1.07)     60%
-    torchvision                 3.7 (3.2 to 3.9)       0.97 (0.94 to 1.07)     61%
-
-    classification, fp32, batch 8
-    hf_attn                     3.3 (3.1 to 3.4)                               54%
-    transformers                3.4 (3.3 to 3.7)       0.95 (0.89 to 1.01)     56%
-    timm                        3.4 (3.3 to 3.5)       0.98 (0.91 to 1.01)     57%
-    torchvision                 3.0 (2.8 to 3.2)       1.08 (1.02 to 1.12)     50%
-
-    training step, fp32, batch 8
-    hf_attn                     1.2 (1.2 to 1.3)                               61%
-    transformers                1.2 (1.2 to 1.3)       1.02 (0.88 to 1.05)     60%
-    timm                        1.2 (1.2 to 1.3)       0.99 (0.90 to 1.03)     60%
-    torchvision                 1.2 (1.1 to 1.2)       1.02 (0.98 to 1.08)     58%
-
-    classification, bf16, batch 1
-    hf_attn                     6.2 (5.8 to 6.4)                               50%
-    transformers                5.8 (5.5 to 5.8)       1.08 (1.05 to 1.12)     47%
-    timm                        5.7 (5.6 to 5.9)       1.07 (1.04 to 1.13)     46%
-    torchvision                 6.3 (6.1 to 6.4)       0.98 (0.96 to 1.01)     51%
-
-    classification, bf16, batch 8
-    hf_attn                     7.9 (7.6 to 8.5)                               64%
-    transformers                7.8 (6.5 to 8.1)       1.06 (0.98 to 1.14)     64%
-    timm                        7.5 (6.3 to 8.2)       1.03 (0.97 to 1.27)     62%
-    torchvision                 8.3 (6.8 to 8.4)       1.01 (0.96 to 1.10)     68%
-
-    training step, bf16, batch 8
-    hf_attn                     2.3 (2.1 to 2.6)                               56%
-    transformers                2.4 (2.3 to 2.5)       1.00 (0.90 to 1.05)     59%
-    timm                        2.2 (2.0 to 2.5)       1.00 (0.91 to 1.13)     55%
-    torchvision                 2.2 (1.9 to 2.5)       1.04 (0.97 to 1.11)     54%
+bench.py measures the same beside ONNX Runtime and OpenVINO, each in a process of its own; README.md has its figures.
 
 `--quick` takes seconds, with a model too small to say anything about speed: to see whether all of it runs.
 """
