@@ -83,7 +83,7 @@ def test_pickled_weights_are_refused_with_the_remedy(make, tmp_path):
     model = make()
     model.config.save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(OSError, match="refused.*convert them by `hf-attn convert`"):
+    with pytest.raises(OSError, match=r"refused.*convert them by `hf-attn convert`"):
         type(model).from_pretrained(tmp_path)
 
 
