@@ -58,7 +58,7 @@ def test_the_python_blocks_run_one_after_another(workplace, capsys):
             block = block.replace(long, short)
         exec(compile(block, "README.md", "exec"), names)
         printed.append(capsys.readouterr().out)
-    assert len(PYTHON) == 13 and all(printed)
+    assert len(PYTHON) == 14 and all(printed)
     assert printed[1].count("\n") == 3
     assert " document" in names["tokenizer"].decode(names["ids"][0])
     assert (workplace / "runs" / "mine" / "model.safetensors").is_file()
