@@ -136,7 +136,7 @@ def onednn_works(dtype: torch.dtype) -> bool:
                 onednn_linear(x, onednn_layout(weight, 8), bias, add=torch.zeros_like(expected, dtype=dtype)),
                 onednn_linear(x, weight.t().contiguous().t(), bias, "relu") + (expected < 0) * expected,
             )
-            return all(_is_close(one, expected, dtype) for one in found)
+            return all(is_close(one, expected, dtype) for one in found)
     except (AttributeError, RuntimeError, TypeError):
         return False
 
@@ -171,12 +171,12 @@ def _stays_float32() -> bool:
     try:
         with torch.inference_mode():
             x = torch.linspace(-1, 1, 8 * 64 * 64).sin().view(8, 64, 64)
-            return _is_close(x @ x.mT, x.double() @ x.double().mT, torch.float32)
+            return is_close(x @ x.mT, x.double() @ x.double().mT, torch.float32)
     finally:
         settings.fp32_precision = before
 
 
-def _is_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+def is_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Sums in float32 differ by their order, those rounded to bfloat16 by a thousand times as much."""
     return bool(((found - expected).abs().max() / expected.abs().max()) < max(1e-5, 4 * torch.finfo(dtype).eps))
 

@@ -14,7 +14,7 @@ import hf_attn.inference
 from hf_attn import record_attention
 from hf_attn.inference import Int8Linear, OneDnnLinear, ReadyLinear, int8_works
 from hf_attn.linear import Linear, onednn_works
-from tests.tiny import tiny_translator, tiny_vit
+from tests.tiny import tiny_detr, tiny_translator, tiny_vit
 
 VITS = {
     "plain": {},
@@ -95,6 +95,17 @@ def test_nothing_of_it_is_saved_and_everything_can_be_copied(tmp_path):
     assert torch.equal(logits(copy.deepcopy(model)), before)
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(type(model).from_pretrained(tmp_path)), before)
+
+
+@pytest.mark.parametrize("make", [tiny_translator, tiny_vit, tiny_detr])
+def test_random_numbers_that_follow_are_the_same(make):
+    for asked in (hf_attn.inference.int8_works, hf_attn.inference_detr.convolutions_work, onednn_works):
+        asked.cache_clear()  # as in a new process
+    model = make()
+    before = torch.get_rng_state()
+    model.prepare_for_inference()
+    hf_attn.inference.int8_works()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_training_undoes_it():
